@@ -1,0 +1,1 @@
+//! Makes retries of mutating requests safe.
