@@ -1,0 +1,364 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum_core::body::Body;
+use http::Response;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use tower_layer::Layer;
+use tracing::Instrument;
+
+use crate::breaker::Breaker;
+use crate::detached::{Detached, SpawnHook};
+use crate::error::ConfigError;
+use crate::identity::Identity;
+use crate::policy::{Policy, PolicyHandle};
+use crate::rejection::{Code, Rejection, Renderer};
+use crate::running::Running;
+use crate::scope::Scope;
+use crate::service::Idempotency;
+use crate::stats::{Counters, Event, Stats};
+use crate::store::Store;
+
+/// Makes the routes it covers safe to retry.
+///
+/// Clones share the store, the limits, the counters and the policies; `with_*` changes a clone's own
+/// settings and leaves the others alone, so one layer can be made per service and varied per route.
+///
+/// Authentication belongs outside of it, timeouts inside, compression outside.
+///
+/// ```
+/// use axum::{Router, routing::{patch, post}};
+/// use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+///
+/// # fn main() -> Result<(), tower_idempotency::ConfigError> {
+/// let idempotency = IdempotencyLayer::new(MemoryStore::new(), Scope::header("x-tenant-id")?);
+///
+/// let app: Router = Router::new()
+///     .route("/orders", post(|| async { "ordered" }).layer(idempotency.clone()))
+///     .route(
+///         "/profile",
+///         patch(|| async { "changed" }).layer(idempotency.clone().with_policy(Policy::low())?),
+///     );
+/// # let _ = app;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct IdempotencyLayer<S> {
+    shared: Arc<Shared<S>>,
+}
+
+/// What every service of a layer reads.
+#[derive(Debug)]
+pub(crate) struct Shared<S> {
+    pub(crate) core: Arc<Core<S>>,
+    pub(crate) policies: PolicyHandle,
+    pub(crate) scope: Scope,
+    pub(crate) renderer: Renderer,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) store_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    hook: SpawnHook,
+}
+
+/// What all layers made from one [`IdempotencyLayer::new`] have in common.
+#[derive(Debug)]
+pub(crate) struct Core<S> {
+    pub(crate) store: Arc<S>,
+    pub(crate) running: Arc<Running>,
+    /// Claims given up that are still to be taken back.
+    pub(crate) withdrawals: Arc<Semaphore>,
+    counters: Counters,
+    tasks: TaskTracker,
+    is_closing: AtomicBool,
+}
+
+/// What a [shutdown](IdempotencyLayer::shutdown) left running.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct ShutdownReport {
+    /// Operations whose handlers had not ended. Their leases run out, and their policies decide.
+    pub unfinished: Vec<Identity>,
+}
+
+impl<S: Store> IdempotencyLayer<S> {
+    /// A layer with [`Policy::default`], for keys that belong to `scope`.
+    #[must_use]
+    pub fn new(store: S, scope: Scope) -> Self {
+        let policies = PolicyHandle::new(Policy::default(), store.is_durable());
+        let core = Core {
+            store: Arc::new(store),
+            running: Arc::default(),
+            withdrawals: Arc::new(Semaphore::new(1024)),
+            counters: Counters::default(),
+            tasks: TaskTracker::new(),
+            is_closing: AtomicBool::new(false),
+        };
+        Self {
+            shared: Arc::new(Shared {
+                core: Arc::new(core),
+                policies,
+                scope,
+                renderer: Renderer::default(),
+                permits: Arc::new(Semaphore::new(1024)),
+                breaker: Arc::new(Breaker::new(5)),
+                store_timeout: Duration::from_secs(2),
+                request_timeout: Duration::from_secs(30),
+                hook: SpawnHook::default(),
+            }),
+        }
+    }
+
+    /// The policy of every route that [`with_route`](Self::with_route) does not name. Default:
+    /// [`Policy::high`].
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work.
+    pub fn with_policy(self, policy: Policy) -> Result<Self, ConfigError> {
+        let policies = self.shared.policies.forked();
+        policies.replace_default(policy)?;
+        Ok(self.with(|shared| shared.policies = policies))
+    }
+
+    /// The policy of one route, for a layer that covers a whole router: `POST /orders/{id}/cancel`.
+    /// Names of parameters do not matter.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work, or a route that is not a method and a template.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+    ///     .with_route("PATCH /profile", Policy::low())?
+    ///     // Takes the route out.
+    ///     .with_route("POST /login", Policy::low().with_methods([]))?;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn with_route(self, route: &str, policy: Policy) -> Result<Self, ConfigError> {
+        let policies = self.shared.policies.forked();
+        policies.replace_route(route, policy)?;
+        Ok(self.with(|shared| shared.policies = policies))
+    }
+
+    /// Who asks. Default: the scope given to [`new`](Self::new).
+    #[must_use]
+    pub fn with_scope(self, scope: Scope) -> Self {
+        self.with(|shared| shared.scope = scope)
+    }
+
+    /// Makes answers of the layer's own errors. Default: [`Rejection::to_problem`].
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+    ///     .with_renderer(|rejection| rejection.to_problem("https://docs.example.com/errors/"));
+    /// ```
+    #[must_use]
+    pub fn with_renderer(
+        self,
+        render: impl Fn(&Rejection) -> Response<Body> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.renderer = Renderer::new(render))
+    }
+
+    /// The most keyed requests that run or wait at once; more are answered 503 `overloaded`.
+    /// Default: 1,024 for all clones of this layer together.
+    ///
+    /// # Errors
+    ///
+    /// `max_running` of zero, or more than a semaphore can count.
+    pub fn with_max_running(self, max: usize) -> Result<Self, ConfigError> {
+        if max == 0 || max > Semaphore::MAX_PERMITS {
+            let reason = format!("must be 1 to {}, not {max}", Semaphore::MAX_PERMITS);
+            return Err(ConfigError::new("max_running", reason));
+        }
+        Ok(self.with(|shared| shared.permits = Arc::new(Semaphore::new(max))))
+    }
+
+    /// How long one step may wait for the store, retries of a broken connection included. Default: 2 s.
+    ///
+    /// # Errors
+    ///
+    /// `store_timeout` of zero.
+    pub fn with_store_timeout(self, timeout: Duration) -> Result<Self, ConfigError> {
+        let timeout = longer_than_zero("store_timeout", timeout)?;
+        Ok(self.with(|shared| shared.store_timeout = timeout))
+    }
+
+    /// How long a request's body may take to arrive. Default: 30 s.
+    ///
+    /// # Errors
+    ///
+    /// `request_timeout` of zero.
+    pub fn with_request_timeout(self, timeout: Duration) -> Result<Self, ConfigError> {
+        let timeout = longer_than_zero("request_timeout", timeout)?;
+        Ok(self.with(|shared| shared.request_timeout = timeout))
+    }
+
+    /// After how many claims in a row that the store did not answer, requests no longer wait for it;
+    /// then one in every second tries. Default: 5.
+    ///
+    /// # Errors
+    ///
+    /// `breaker` of zero.
+    pub fn with_breaker(self, failures: u32) -> Result<Self, ConfigError> {
+        if failures == 0 {
+            return Err(ConfigError::new("breaker", "must be at least 1"));
+        }
+        Ok(self.with(|shared| shared.breaker = Arc::new(Breaker::new(failures))))
+    }
+
+    /// Wraps the task of every keyed request, to carry task-locals into it. The current `tracing`
+    /// span is carried in any case. Called where the request is.
+    ///
+    /// ```
+    /// # use tower_idempotency::{Detached, IdempotencyLayer, MemoryStore, Scope};
+    /// tokio::task_local! { static LOCALE: String; }
+    ///
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+    ///     .with_spawn_hook(|task| match LOCALE.try_with(String::clone) {
+    ///         Ok(locale) => Detached::new(LOCALE.scope(locale, task)),
+    ///         Err(_) => task,
+    ///     });
+    /// ```
+    #[must_use]
+    pub fn with_spawn_hook(
+        self,
+        hook: impl Fn(Detached) -> Detached + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|shared| shared.hook = SpawnHook::new(hook))
+    }
+
+    /// The handle through which this layer, its clones and its services read their policies.
+    #[must_use]
+    pub fn policies(&self) -> PolicyHandle {
+        self.shared.policies.clone()
+    }
+
+    /// How keyed requests ended so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.core.counters.stats()
+    }
+
+    /// Refuses new keyed requests (503 `shutting-down`) and waits for the running ones, whose
+    /// clients may be gone, for at most `grace`. Call it when the server has stopped accepting.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// let report = layer.shutdown(Duration::from_secs(10)).await;
+    /// assert!(report.unfinished.is_empty());
+    /// # }
+    /// ```
+    pub async fn shutdown(&self, grace: Duration) -> ShutdownReport {
+        let core = &self.shared.core;
+        core.is_closing.store(true, Ordering::SeqCst);
+        core.tasks.close();
+        match tokio::time::timeout(grace, core.tasks.wait()).await {
+            Ok(()) => ShutdownReport::default(),
+            Err(_elapsed) => {
+                let unfinished = core.running.identities();
+                tracing::warn!(
+                    unfinished = unfinished.len(),
+                    "shut down before every request ended"
+                );
+                ShutdownReport { unfinished }
+            }
+        }
+    }
+
+    fn with(self, change: impl FnOnce(&mut Shared<S>)) -> Self {
+        let mut shared = Shared::clone(&self.shared);
+        change(&mut shared);
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+fn longer_than_zero(field: &'static str, timeout: Duration) -> Result<Duration, ConfigError> {
+    if timeout.is_zero() {
+        return Err(ConfigError::new(field, "must be longer than zero"));
+    }
+    Ok(timeout)
+}
+
+impl<S: Store> Shared<S> {
+    /// Counts the rejection and makes an answer of it.
+    pub(crate) fn reject(&self, rejection: &Rejection) -> Response<Body> {
+        self.core.counters.count(event(rejection.code()));
+        tracing::debug!(
+            code = rejection.code().as_str(),
+            "answered in place of the handler"
+        );
+        self.renderer.render(rejection)
+    }
+
+    pub(crate) fn count(&self, event: Event) {
+        self.core.counters.count(event);
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.core.is_closing.load(Ordering::SeqCst)
+    }
+
+    /// Runs a future to its end, whoever waits for it, within the current span.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let task = self.hook.apply(Detached::new(future));
+        self.core.tasks.spawn(task.in_current_span());
+    }
+}
+
+fn event(code: Code) -> Event {
+    match code {
+        Code::KeyReused => Event::Mismatched,
+        Code::RequestInProgress => Event::InProgress,
+        Code::OutcomeUnknown => Event::Held,
+        Code::ResponseNotRetained => Event::NotRetained,
+        Code::AttemptLost => Event::Lost,
+        Code::StoreUnavailable | Code::Overloaded | Code::ShuttingDown => Event::Unavailable,
+        Code::RecordUnreadable => Event::Unreadable,
+        _ => Event::Refused,
+    }
+}
+
+impl<S> Clone for IdempotencyLayer<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S> Clone for Shared<S> {
+    fn clone(&self) -> Self {
+        Self {
+            core: self.core.clone(),
+            policies: self.policies.clone(),
+            scope: self.scope.clone(),
+            renderer: self.renderer.clone(),
+            permits: self.permits.clone(),
+            breaker: self.breaker.clone(),
+            store_timeout: self.store_timeout,
+            request_timeout: self.request_timeout,
+            hook: self.hook.clone(),
+        }
+    }
+}
+
+impl<S, I> Layer<I> for IdempotencyLayer<S> {
+    type Service = Idempotency<I, S>;
+
+    fn layer(&self, inner: I) -> Self::Service {
+        Idempotency::new(inner, self.shared.clone())
+    }
+}

@@ -1,0 +1,114 @@
+//! What is asked: the method and the route template, or the concrete path where no template is known.
+
+use http::request::Parts;
+use http::{Method, Uri};
+
+use crate::digest::Fields;
+use crate::error::ConfigError;
+
+/// Longest operation that is stored as it is; a longer one, always a concrete path, by its digest.
+const MAX_LEN: usize = 512;
+
+/// Names of parameters do not matter: renaming `{id}` to `{order}` must not free the keys in use.
+fn erase_parameters(template: &str) -> String {
+    let mut erased = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (name, after) = after.split_once('}').unwrap_or((after, ""));
+        erased.push_str(before);
+        erased.push_str(if name.starts_with('*') { "{*}" } else { "{}" });
+        rest = after;
+    }
+    erased + rest
+}
+
+pub(crate) fn of_request(parts: &Parts) -> String {
+    let path = match template(parts) {
+        Some(template) => erase_parameters(template),
+        None => original_uri(parts).path().to_owned(),
+    };
+    let operation = format!("{} {path}", parts.method);
+    if operation.len() <= MAX_LEN {
+        return operation;
+    }
+    let digest = Fields::new("tower-idempotency operation 1")
+        .push(path.as_bytes())
+        .finish();
+    format!("{} sha256:{}", parts.method, hex::encode(digest))
+}
+
+/// `METHOD /template`, as written in a route table.
+pub(crate) fn of_route(route: &str) -> Result<String, ConfigError> {
+    let parts = route
+        .split_once(' ')
+        .filter(|(method, path)| {
+            let known = Method::from_bytes(method.as_bytes()).is_ok();
+            known && *method == method.to_ascii_uppercase() && path.starts_with('/')
+        })
+        .filter(|_| route.len() <= MAX_LEN);
+    let (method, template) = parts.ok_or_else(|| {
+        ConfigError::new(
+            "route",
+            format!("must be a method and a template of at most {MAX_LEN} bytes in all, like `POST /orders/{{id}}`"),
+        )
+    })?;
+    Ok(format!("{method} {}", erase_parameters(template)))
+}
+
+#[cfg(feature = "axum")]
+fn template(parts: &Parts) -> Option<&str> {
+    let path = parts.extensions.get::<axum::extract::MatchedPath>();
+    path.map(axum::extract::MatchedPath::as_str)
+}
+
+#[cfg(not(feature = "axum"))]
+fn template(_: &Parts) -> Option<&str> {
+    None
+}
+
+/// The URI the client sent: a nested router strips its prefix from `uri()`.
+#[cfg(feature = "axum")]
+pub(crate) fn original_uri(parts: &Parts) -> &Uri {
+    let original = parts.extensions.get::<axum::extract::OriginalUri>();
+    original.map_or(&parts.uri, |uri| &uri.0)
+}
+
+#[cfg(not(feature = "axum"))]
+pub(crate) fn original_uri(parts: &Parts) -> &Uri {
+    &parts.uri
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_names_are_erased_and_everything_else_is_kept() {
+        assert_eq!(erase_parameters("/a/{id}/b/{other}"), "/a/{}/b/{}");
+        assert_eq!(erase_parameters("/files/{*path}"), "/files/{*}");
+        assert_eq!(erase_parameters("/plain"), "/plain");
+    }
+
+    #[test]
+    fn a_route_is_a_method_and_a_template() {
+        assert_eq!(of_route("POST /a/{id}"), Ok("POST /a/{}".into()));
+        for wrong in ["/a", "POST", "POST a", "post /a", "P OST /a"] {
+            assert!(of_route(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_very_long_path_is_stored_by_its_digest() {
+        let (mut parts, ()) = http::Request::new(()).into_parts();
+        let long = |last: char| format!("/{}{last}", "p".repeat(4000)).parse::<Uri>();
+        let mut operations = Vec::new();
+        for last in ['a', 'b'] {
+            if let Ok(uri) = long(last) {
+                parts.uri = uri;
+                operations.push(of_request(&parts));
+            }
+        }
+        assert!(operations[0].len() < 100);
+        assert_ne!(operations[0], operations[1]);
+    }
+}

@@ -1,0 +1,180 @@
+use http::StatusCode;
+
+use super::Policy;
+use crate::outcome::Outcome;
+
+/// How bad a second run would be: a preset of every setting of a [`Policy`].
+///
+/// | class | key | store down | lost attempt | 5xx | panic, 408, execution limit | TTL |
+/// |---|---|---|---|---|---|---|
+/// | `Critical` | required | closed | held | stored | held | 72 h |
+/// | `High` (default) | required | closed | stored 500 | stored | stored | 72 h |
+/// | `Medium` | optional | closed | run again | key freed | key freed | 24 h |
+/// | `Low` | optional | open | run again | key freed | key freed | 24 h |
+///
+/// In every class 401, 403, 425 and 429 free the key, and other answers below 500 are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Risk {
+    /// Money moves: what is not known is held for a person.
+    Critical,
+    /// What is not known is answered 500, and not run again.
+    High,
+    /// What is not known is run again.
+    Medium,
+    /// As `Medium`, and the store being down stops nobody.
+    Low,
+}
+
+impl Risk {
+    pub(super) fn is_strict(self) -> bool {
+        matches!(self, Self::Critical | Self::High)
+    }
+
+    pub(super) fn store_down(self) -> StoreDown {
+        match self {
+            Self::Critical | Self::High | Self::Medium => StoreDown::Refuse,
+            Self::Low => StoreDown::RunUnprotected,
+        }
+    }
+
+    pub(super) fn lost(self) -> Lost {
+        match self {
+            Self::Critical => Lost::Hold,
+            Self::High => Lost::Answer,
+            Self::Medium | Self::Low => Lost::Rerun,
+        }
+    }
+
+    pub(super) fn unknown(self) -> Unknown {
+        match self {
+            Self::Critical => Unknown::Hold,
+            Self::High => Unknown::Store,
+            Self::Medium | Self::Low => Unknown::Release,
+        }
+    }
+}
+
+/// What becomes of an operation whose attempt vanished: its lease ran out and it never completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Lost {
+    /// The next request runs it again.
+    Rerun,
+    /// The next request is answered 500 `attempt-lost`, and that answer is stored.
+    Answer,
+    /// It is held for a person: 409 `outcome-unknown` until it is resolved.
+    Hold,
+}
+
+/// What happens when the store cannot be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreDown {
+    /// 503 `store-unavailable`, the handler is not run ("fail closed").
+    Refuse,
+    /// The handler runs without protection ("fail open"), and the answer says so in
+    /// `Idempotency-Unprotected: true`.
+    RunUnprotected,
+}
+
+/// What becomes of an attempt that ended without saying what it did: a panic, its execution limit,
+/// a 408, a body that broke off, an error of the inner service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Unknown {
+    /// The error answer is stored and replayed.
+    Store,
+    /// The key is freed.
+    Release,
+    /// The key is held for a person.
+    Hold,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The handler answered.
+    Answered(StatusCode, Option<Outcome>),
+    /// It did not, or its answer broke off.
+    Unknown,
+}
+
+/// What to do with the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disposition {
+    Store,
+    Release,
+    Hold,
+}
+
+impl Policy {
+    pub(crate) fn disposition(&self, ending: Ending) -> Disposition {
+        match ending {
+            Ending::Answered(_, Some(Outcome::Store | Outcome::Stream)) => Disposition::Store,
+            Ending::Answered(_, Some(Outcome::Release)) => Disposition::Release,
+            Ending::Answered(_, Some(Outcome::Hold)) => Disposition::Hold,
+            Ending::Answered(status, None) => self.by_status(status),
+            Ending::Unknown => self.by_unknown(),
+        }
+    }
+
+    /// 408 and 5xx do not say that nothing happened; 401, 403, 425 and 429 are said before anything did.
+    fn by_status(&self, status: StatusCode) -> Disposition {
+        match status.as_u16() {
+            401 | 403 | 425 | 429 => Disposition::Release,
+            408 => self.by_unknown(),
+            500.. if !self.stores_server_errors => Disposition::Release,
+            _ => Disposition::Store,
+        }
+    }
+
+    fn by_unknown(&self) -> Disposition {
+        match self.unknown {
+            Unknown::Store => Disposition::Store,
+            Unknown::Release => Disposition::Release,
+            Unknown::Hold => Disposition::Hold,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by_status(policy: &Policy, status: u16) -> Disposition {
+        let status = StatusCode::from_u16(status).unwrap_or_default();
+        policy.disposition(Ending::Answered(status, None))
+    }
+
+    #[test]
+    fn statuses_follow_the_table_of_each_class() {
+        use Disposition::{Hold, Release, Store};
+        for (policy, by_408, by_5xx) in [
+            (Policy::critical(), Hold, Store),
+            (Policy::high(), Store, Store),
+            (Policy::medium(), Release, Release),
+            (Policy::low(), Release, Release),
+        ] {
+            for status in [200, 201, 302, 400, 402, 404, 409, 410, 422] {
+                assert_eq!(by_status(&policy, status), Store, "{status}");
+            }
+            for status in [401, 403, 425, 429] {
+                assert_eq!(by_status(&policy, status), Release, "{status}");
+            }
+            assert_eq!(by_status(&policy, 408), by_408);
+            assert_eq!(by_status(&policy, 500), by_5xx);
+            assert_eq!(by_status(&policy, 503), by_5xx);
+        }
+    }
+
+    #[test]
+    fn the_handlers_word_overrides_the_status() {
+        let ok = StatusCode::OK;
+        let said = |outcome| Policy::critical().disposition(Ending::Answered(ok, Some(outcome)));
+        assert_eq!(said(Outcome::Release), Disposition::Release);
+        assert_eq!(said(Outcome::Hold), Disposition::Hold);
+        assert_eq!(said(Outcome::Store), Disposition::Store);
+        assert_eq!(said(Outcome::Stream), Disposition::Store);
+    }
+}

@@ -1,0 +1,103 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::Policy;
+use crate::error::ConfigError;
+use crate::operation;
+
+/// The policies of one layer: one for each named route, and one for all others.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyTable {
+    pub(crate) default: Arc<Policy>,
+    pub(crate) routes: HashMap<String, Arc<Policy>>,
+}
+
+impl PolicyTable {
+    pub(crate) fn new(default: Policy) -> Self {
+        Self {
+            default: Arc::new(default),
+            routes: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn for_operation(&self, operation: &str) -> &Arc<Policy> {
+        self.routes.get(operation).unwrap_or(&self.default)
+    }
+}
+
+/// The policies of a running layer, to be changed while it runs.
+///
+/// A request reads its policy once, when it arrives, and settles under it.
+///
+/// ```
+/// use tower_idempotency::{Duplicates, IdempotencyLayer, MemoryStore, Policy, Scope};
+/// use std::time::Duration;
+///
+/// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+/// let policies = layer.policies();
+/// // Later, from an admin endpoint, for every service this layer made:
+/// policies.replace_default(Policy::high().with_duplicates(Duplicates::Wait(Duration::from_secs(2))))?;
+/// policies.replace_route("POST /orders/{id}/cancel", Policy::medium())?;
+/// # Ok::<(), tower_idempotency::ConfigError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct PolicyHandle {
+    table: Arc<ArcSwap<PolicyTable>>,
+    store_is_durable: bool,
+}
+
+impl PolicyHandle {
+    pub(crate) fn new(default: Policy, store_is_durable: bool) -> Self {
+        Self {
+            table: Arc::new(ArcSwap::from_pointee(PolicyTable::new(default))),
+            store_is_durable,
+        }
+    }
+
+    /// A handle of its own, with the same policies.
+    pub(crate) fn forked(&self) -> Self {
+        Self {
+            table: Arc::new(ArcSwap::new(self.table.load_full())),
+            store_is_durable: self.store_is_durable,
+        }
+    }
+
+    pub(crate) fn load(&self) -> arc_swap::Guard<Arc<PolicyTable>> {
+        self.table.load()
+    }
+
+    /// Replaces the policy of every route that has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work; the old policy stays in force.
+    pub fn replace_default(&self, policy: Policy) -> Result<(), ConfigError> {
+        policy.validate(self.store_is_durable)?;
+        let policy = Arc::new(policy);
+        self.table.rcu(|table| PolicyTable {
+            default: policy.clone(),
+            routes: table.routes.clone(),
+        });
+        Ok(())
+    }
+
+    /// Replaces, or adds, the policy of one route, written as in
+    /// [`IdempotencyLayer::with_route`](crate::IdempotencyLayer::with_route).
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work, or a route that is not `METHOD /template`; nothing is changed.
+    pub fn replace_route(&self, route: &str, policy: Policy) -> Result<(), ConfigError> {
+        let operation = operation::of_route(route)?;
+        policy.validate(self.store_is_durable)?;
+        let policy = Arc::new(policy);
+        self.table.rcu(|table| {
+            let mut table = PolicyTable::clone(table);
+            table.routes.insert(operation.clone(), policy.clone());
+            table
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,28 @@
+//! What each `code` of an answer means, and what helps.
+//!
+//! | code | status | retry helps | meaning |
+//! |---|---|---|---|
+//! | <span id="key-missing">`key-missing`</span> | 400 | no | The route requires an `Idempotency-Key`. Send one: a UUID made once for each operation, and the same one on every retry. |
+//! | <span id="key-invalid">`key-invalid`</span> | 400 | no | The key is empty, too long, sent twice, or has a comma, a control byte or a byte outside ASCII. `detail` says which. |
+//! | <span id="scope-missing">`scope-missing`</span> | 403 | no | It cannot be told who is asking. The layer that authenticates has to be outside the idempotency layer. |
+//! | <span id="body-too-large">`body-too-large`</span> | 413 | no | The request's body is over the route's limit; nothing was run. |
+//! | <span id="body-timeout">`body-timeout`</span> | 408 | yes | The request's body did not arrive within the time allowed; nothing was run. |
+//! | <span id="body-unreadable">`body-unreadable`</span> | 400 | yes | The request's body broke off; nothing was run. |
+//! | <span id="key-reused">`key-reused`</span> | 409 | no | The key belongs to another request: other body, query, path or content type. Use a new key for a new operation. |
+//! | <span id="request-in-progress">`request-in-progress`</span> | 409 | after `Retry-After` | The first request with this key is still running. |
+//! | <span id="outcome-unknown">`outcome-unknown`</span> | 409 | once resolved | An attempt was made and nobody knows what came of it. An operator has to look and [`resolve`](crate::Store::resolve) it. |
+//! | <span id="answer-not-recorded">`answer-not-recorded`</span> | 503 | after `Retry-After` | The request ran; its answer is being recorded. A retry gets it. |
+//! | <span id="response-not-retained">`response-not-retained`</span> | 410 | no | The request ran and was answered with `original.status`; the answer was too large, too slow or a stream. `Location` and `original.references` say what it made. |
+//! | <span id="store-unavailable">`store-unavailable`</span> | 503 | after `Retry-After` | The record could not be claimed, so nothing was run. |
+//! | <span id="overloaded">`overloaded`</span> | 503 | after `Retry-After` | Too many requests are running; this one was not run. |
+//! | <span id="shutting-down">`shutting-down`</span> | 503 | after `Retry-After` | The process is about to end; nothing was run. |
+//! | <span id="nested-layers">`nested-layers`</span> | 500 | no | Two layers with different policies cover the route. Take one away. |
+//! | <span id="record-unreadable">`record-unreadable`</span> | 500 | no | The record is corrupt, or was written by a newer version. It is neither replayed nor run again; see the log. |
+//! | <span id="handler-panicked">`handler-panicked`</span> | 500 | by risk class | The handler panicked. |
+//! | <span id="execution-limit">`execution-limit`</span> | 500 | by risk class | The handler took longer than its execution limit and was stopped. |
+//! | <span id="response-failed">`response-failed`</span> | 500 | by risk class | The handler's body ended with an error. |
+//! | <span id="attempt-lost">`attempt-lost`</span> | 500 | no | An earlier attempt vanished, and the route's policy answers that with a stored 500. |
+//!
+//! "By risk class": see [`Risk`](crate::Risk). Every answer is `application/problem+json`
+//! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) unless a
+//! [renderer](crate::IdempotencyLayer::with_renderer) makes something else of it.

@@ -1,0 +1,159 @@
+//! The steps of one keyed request: read the body, claim, execute, settle, or replay.
+
+mod claim;
+mod execute;
+mod replay;
+mod settle;
+
+use std::sync::Arc;
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body as HttpBody;
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use crate::body::{self, Whole};
+use crate::fingerprint::{Fingerprint, RequestView};
+use crate::identity::Identity;
+use crate::layer::Shared;
+use crate::operation::original_uri;
+use crate::policy::Policy;
+use crate::rejection::{Code, Rejection};
+use crate::store::Store;
+
+use claim::Entry;
+
+/// A request that is covered, and carries a key.
+pub(crate) struct Call<S> {
+    pub(crate) shared: Arc<Shared<S>>,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) operation: String,
+    pub(crate) key: String,
+}
+
+/// One operation on its way through the layer.
+struct Exchange<S> {
+    shared: Arc<Shared<S>>,
+    policy: Arc<Policy>,
+    identity: Identity,
+    fingerprint: Fingerprint,
+}
+
+/// # Cancel safety
+///
+/// Until the body is read nothing has happened. From then on a task of its own does the work, and
+/// dropping this future only means that nobody waits for the answer.
+pub(crate) async fn run<I, S, ReqBody, ResBody>(
+    call: Call<S>,
+    inner: I,
+    parts: Parts,
+    body: ReqBody,
+) -> Result<Response<Body>, I::Error>
+where
+    I: Service<Request<Body>, Response = Response<ResBody>> + Send + 'static,
+    I::Future: Send,
+    I::Error: Send + 'static,
+    ReqBody: HttpBody<Data = Bytes>,
+    ReqBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    ResBody: HttpBody<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: Store,
+{
+    let shared = call.shared.clone();
+    let (exchange, body) = match call.open(&parts, body).await {
+        Ok(opened) => opened,
+        Err(rejection) => return Ok(shared.reject(&rejection)),
+    };
+    let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
+        return Ok(shared.reject(&Rejection::new(Code::Overloaded)));
+    };
+    if shared.is_closing() {
+        return Ok(shared.reject(&Rejection::new(Code::ShuttingDown)));
+    }
+    let request = Request::from_parts(parts, body.into_body());
+    let (sender, answer) = oneshot::channel();
+    shared.spawn(async move {
+        exchange.drive(inner, request, Reply(Some(sender))).await;
+        drop(permit);
+    });
+    match answer.await {
+        Ok(answer) => answer,
+        // The runtime is going down, and took the task with it.
+        Err(_) => Ok(shared.reject(&Rejection::new(Code::ShuttingDown))),
+    }
+}
+
+impl<S: Store> Call<S> {
+    /// All that can be said before the store is asked.
+    async fn open<B>(self, parts: &Parts, body: B) -> Result<(Exchange<S>, Whole), Rejection>
+    where
+        B: HttpBody<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (shared, policy) = (self.shared, self.policy);
+        let scope = policy.scope.as_ref().unwrap_or(&shared.scope);
+        let scope = scope
+            .resolve(parts)
+            .ok_or_else(|| Rejection::new(Code::ScopeMissing))?;
+        let patience = shared.request_timeout;
+        let body = body::read_request(body, policy.request_limit, patience).await?;
+        let uri = original_uri(parts);
+        let fingerprint = policy.fingerprint.fingerprint(&RequestView {
+            method: parts.method.as_str(),
+            path: uri.path(),
+            query: uri.query(),
+            headers: &parts.headers,
+            body: &body.bytes,
+        });
+        let operation = policy.operation.clone().unwrap_or(self.operation);
+        let identity = Identity::new(scope, operation, self.key);
+        let exchange = Exchange {
+            shared,
+            policy,
+            identity,
+            fingerprint,
+        };
+        Ok((exchange, body))
+    }
+}
+
+impl<S: Store> Exchange<S> {
+    async fn drive<I, B>(self, inner: I, request: Request<Body>, mut reply: Reply<I::Error>)
+    where
+        I: Service<Request<Body>, Response = Response<B>>,
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        match self.claim(&mut reply).await {
+            Entry::Answer(response) => reply.send(Ok(response)),
+            Entry::Claimed(claim, sent) => self.execute(inner, request, claim, sent, reply).await,
+            Entry::Abandoned(claim, sent) => self.answer_lost(claim, sent, reply).await,
+            Entry::Unprotected(listed) => {
+                self.execute_unprotected(inner, request, listed, reply)
+                    .await;
+            }
+        }
+    }
+}
+
+/// The client's end of an operation; it may be gone.
+struct Reply<E>(Option<oneshot::Sender<Result<Response<Body>, E>>>);
+
+impl<E> Reply<E> {
+    fn send(&mut self, answer: Result<Response<Body>, E>) {
+        if let Some(sender) = self.0.take() {
+            // Nobody waits any more: the answer is in the record.
+            drop(sender.send(answer));
+        }
+    }
+
+    /// Ends when the client is gone.
+    async fn closed(&mut self) {
+        if let Some(sender) = &mut self.0 {
+            sender.closed().await;
+        }
+    }
+}

@@ -1,0 +1,161 @@
+use std::error::Error;
+use std::time::{Duration, Instant, SystemTime};
+
+use axum_core::body::Body;
+use http::Response;
+
+use super::{Exchange, Reply};
+use crate::backoff::Backoff;
+use crate::policy::{Duplicates, StoreDown};
+use crate::rejection::{Code, Rejection};
+use crate::running::Listed;
+use crate::store::{
+    Claim, ClaimRequest, Claimed, Existing, Store, StoreError, StoreErrorKind, Token,
+};
+
+/// How an operation enters.
+pub(super) enum Entry {
+    /// Run the handler; the claim was sent at this moment.
+    Claimed(Claim, Instant),
+    /// Answer that the earlier attempt was lost.
+    Abandoned(Claim, Instant),
+    /// Run the handler without a record.
+    Unprotected(Listed),
+    /// Do not run it.
+    Answer(Response<Body>),
+}
+
+impl<S: Store> Exchange<S> {
+    /// # Cancel safety
+    ///
+    /// Runs in the detached task. If the process ends after the claim was sent, the lease runs out.
+    pub(super) async fn claim<E>(&self, reply: &mut Reply<E>) -> Entry {
+        let Ok(token) = Token::random() else {
+            return Entry::Answer(self.shared.reject(&Rejection::new(Code::StoreUnavailable)));
+        };
+        let request = self.claim_request(token);
+        let give_up = Instant::now() + self.patience();
+        let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
+        loop {
+            let sent = Instant::now();
+            match self.try_claim(&request).await {
+                Ok(Claimed::Acquired(claim)) => return Entry::Claimed(claim, sent),
+                Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
+                Ok(Claimed::Existing(Existing::InProgress { .. })) if Instant::now() < give_up => {
+                    let pause = backoff.next_pause().min(give_up - sent);
+                    if tokio::time::timeout(pause, reply.closed()).await.is_ok() {
+                        // The client is gone: the first answer waits in the record.
+                        return Entry::Answer(Response::default());
+                    }
+                }
+                Ok(Claimed::Existing(existing)) => return Entry::Answer(self.existing(existing)),
+                Err(error) => return self.store_down(&request, &error),
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.policy.duplicates {
+            Duplicates::Wait(limit) => limit,
+            Duplicates::Reject => Duration::ZERO,
+        }
+    }
+
+    fn claim_request(&self, token: Token) -> ClaimRequest {
+        ClaimRequest {
+            identity: self.identity.clone(),
+            fingerprint: self.fingerprint.clone(),
+            token,
+            lost: self.policy.lost,
+            lease: self.policy.lease,
+            ttl: self.policy.ttl,
+        }
+    }
+
+    /// Sends the claim, again after an error, until the store timeout. A claim whose acknowledgement
+    /// was lost meets its own token.
+    async fn try_claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        let breaker = self.shared.breaker.clone();
+        let admission = breaker
+            .admit()
+            .ok_or_else(|| StoreError::unavailable("breaker is open after failures in a row"))?;
+        let store = &self.shared.core.store;
+        let result = self.until_timeout(|| store.claim(request)).await;
+        match &result {
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => {
+                self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
+            }
+            _ => admission.succeeded(),
+        }
+        result
+    }
+
+    /// Calls the store until it answers, or the store timeout is over.
+    pub(super) async fn until_timeout<T, F>(
+        &self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let deadline = tokio::time::Instant::now() + self.shared.store_timeout;
+        let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(250));
+        loop {
+            let error = match tokio::time::timeout_at(deadline, call()).await {
+                Err(elapsed) => return Err(StoreError::unavailable(elapsed)),
+                Ok(Err(error)) if error.kind() == StoreErrorKind::Unavailable => error,
+                Ok(result) => return result,
+            };
+            let pause = tokio::time::Instant::now() + backoff.next_pause();
+            if pause >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep_until(pause).await;
+        }
+    }
+
+    fn store_down(&self, request: &ClaimRequest, error: &StoreError) -> Entry {
+        let id = self.identity.id();
+        let cause: &dyn Error = error;
+        if error.kind() == StoreErrorKind::Corrupt {
+            tracing::error!(%id, error = cause, source = error.source(), "record cannot be read");
+            return Entry::Answer(self.shared.reject(&Rejection::new(Code::RecordUnreadable)));
+        }
+        tracing::warn!(%id, error = cause, source = error.source(), "cannot claim");
+        if self.policy.store_down == StoreDown::Refuse {
+            return Entry::Answer(self.shared.reject(&Rejection::new(Code::StoreUnavailable)));
+        }
+        let running = &self.shared.core.running;
+        match running.list_unprotected(&self.identity, &self.fingerprint, request.token) {
+            Ok(listed) => Entry::Unprotected(listed),
+            Err(existing) => Entry::Answer(self.existing(existing)),
+        }
+    }
+
+    /// A claim whose caller gave up may have been made all the same: it is released until the store
+    /// confirms, and once more after a store timeout, for a statement that was still under way.
+    fn withdraw(&self, claim: Claim) {
+        let core = self.shared.core.clone();
+        let timeout = self.shared.store_timeout;
+        let Ok(permit) = core.withdrawals.clone().try_acquire_owned() else {
+            tracing::warn!(id = %claim.identity.id(), "too many claims to withdraw: its lease will run out");
+            return;
+        };
+        self.shared.spawn(async move {
+            for _ in 0..2 {
+                let mut backoff = Backoff::new(timeout / 20, timeout * 2);
+                loop {
+                    backoff.pause().await;
+                    let released = tokio::time::timeout(timeout, core.store.release(&claim)).await;
+                    match released {
+                        Ok(Err(error)) if error.kind() == StoreErrorKind::Unavailable => {}
+                        Ok(_) => break,
+                        Err(_elapsed) => {}
+                    }
+                }
+                tokio::time::sleep(timeout).await;
+            }
+            drop(permit);
+        });
+    }
+}

@@ -1,0 +1,239 @@
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::header::HeaderValue;
+use http::{HeaderMap, Response};
+use http_body_util::BodyExt;
+
+use super::execute::Ended;
+use super::{Exchange, Reply};
+use crate::backoff::Backoff;
+use crate::envelope::Envelope;
+use crate::extract::References;
+use crate::headers;
+use crate::policy::{Disposition, Ending};
+use crate::rejection::{Code, Rejection};
+use crate::running::{Lease, Listed};
+use crate::store::{Claim, Completion, Store, StoreError, StoreErrorKind};
+
+/// What is written, and what the client gets once it is.
+struct Settlement<E> {
+    write: Write,
+    answer: Result<Response<Body>, E>,
+}
+
+enum Write {
+    Complete(Completion),
+    Release,
+    Hold(References),
+}
+
+impl<S: Store> Exchange<S> {
+    pub(super) fn keep(&self, claim: &Claim, sent: Instant) -> (Listed, Arc<Lease>) {
+        let core = &self.shared.core;
+        let lease = self.policy.lease;
+        core.running
+            .keep(&core.store, claim, &self.fingerprint, lease, sent)
+    }
+
+    /// Writes how the handler ended, then answers: the record comes before the first byte.
+    pub(super) async fn settle<E>(
+        &self,
+        claim: Claim,
+        ended: Ended<E>,
+        references: References,
+        mut reply: Reply<E>,
+    ) {
+        let Settlement { write, answer } = self.settlement(&claim, ended, references).await;
+        let mut written = std::pin::pin!(self.write(&claim, &write));
+        let in_time = tokio::time::timeout(self.policy.settle_timeout, &mut written).await;
+        match in_time {
+            Ok(Ok(())) => reply.send(answer),
+            Ok(Err(error)) => reply.send(Ok(self.refused(&error).await)),
+            Err(_elapsed) => {
+                reply.send(self.unrecorded(&write, answer));
+                // The lease is kept and the answer in memory: a retry waits for it, and none runs.
+                if let Err(error) = written.await {
+                    self.log_refused(&error);
+                }
+            }
+        }
+    }
+
+    /// An earlier attempt was lost, and this one took over only to say so.
+    pub(super) async fn answer_lost<E>(&self, claim: Claim, sent: Instant, reply: Reply<E>) {
+        tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
+        let (listed, _lease) = self.keep(&claim, sent);
+        let ended = Ended::Failed(Code::AttemptLost);
+        self.settle(claim, ended, References::default(), reply)
+            .await;
+        drop(listed);
+    }
+
+    async fn settlement<E>(
+        &self,
+        claim: &Claim,
+        ended: Ended<E>,
+        references: References,
+    ) -> Settlement<E> {
+        let disposition = self.disposition(&ended);
+        let (mut answer, envelope) = match ended {
+            Ended::Answered(response, _) => {
+                let envelope = self.envelope(&response);
+                (Ok(response.map(Body::from)), envelope)
+            }
+            Ended::Streaming(response, _) => {
+                let tombstone = Envelope::tombstone(response.status(), response.headers());
+                (Ok(response), tombstone)
+            }
+            Ended::Failed(code) => {
+                let response = self.failure(code, disposition).await;
+                let envelope = self.envelope(&response);
+                (Ok(response.map(Body::from)), envelope)
+            }
+            Ended::Error(error) => {
+                let stored = self.failure(Code::ResponseFailed, disposition).await;
+                (Err(error), self.envelope(&stored))
+            }
+        };
+        if let (Disposition::Store, Ok(response)) = (disposition, &mut answer) {
+            self.show_expiry(response.headers_mut(), claim.expires_at);
+        }
+        let write = match disposition {
+            Disposition::Release => Write::Release,
+            Disposition::Hold => Write::Hold(references),
+            Disposition::Store => Write::Complete(Completion {
+                answer: envelope,
+                references,
+            }),
+        };
+        Settlement { write, answer }
+    }
+
+    fn disposition<E>(&self, ended: &Ended<E>) -> Disposition {
+        match ended {
+            Ended::Answered(response, outcome) => {
+                let ending = Ending::Answered(response.status(), *outcome);
+                self.policy.disposition(ending)
+            }
+            Ended::Streaming(response, outcome) => {
+                let ending = Ending::Answered(response.status(), *outcome);
+                self.policy.disposition(ending)
+            }
+            Ended::Failed(Code::AttemptLost) => Disposition::Store,
+            Ended::Failed(_) | Ended::Error(_) => self.policy.disposition(Ending::Unknown),
+        }
+    }
+
+    /// Writes until the store confirms or refuses.
+    async fn write(&self, claim: &Claim, write: &Write) -> Result<(), StoreError> {
+        let store = &self.shared.core.store;
+        let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
+        loop {
+            let attempt = async {
+                match write {
+                    Write::Complete(completion) => store.complete(claim, completion).await,
+                    Write::Release => store.release(claim).await,
+                    Write::Hold(references) => store.hold(claim, references).await,
+                }
+            };
+            let result = tokio::time::timeout(self.shared.store_timeout, attempt).await;
+            match result {
+                Ok(Err(error)) if error.kind() == StoreErrorKind::Unavailable => {
+                    let cause: &dyn Error = &error;
+                    tracing::warn!(id = %claim.identity.id(), error = cause, source = error.source(), "cannot record yet");
+                }
+                Ok(result) => return result,
+                Err(_elapsed) => {
+                    tracing::warn!(id = %claim.identity.id(), "store did not answer in time");
+                }
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// The record could not be written in time. Only an answer that would have been replayed can be
+    /// lost by giving it out.
+    fn unrecorded<E>(
+        &self,
+        write: &Write,
+        answer: Result<Response<Body>, E>,
+    ) -> Result<Response<Body>, E> {
+        let losable = self.policy.losable_answers || !matches!(write, Write::Complete(_));
+        tracing::warn!(id = %self.identity.id(), answered = losable, "not recorded in time");
+        if losable {
+            answer
+        } else {
+            Ok(self.shared.reject(&Rejection::new(Code::AnswerNotRecorded)))
+        }
+    }
+
+    /// Another attempt holds the claim, or a person resolved it: the client gets what a duplicate would.
+    async fn refused(&self, error: &StoreError) -> Response<Body> {
+        self.log_refused(error);
+        let store = &self.shared.core.store;
+        let seen = self
+            .until_timeout(|| store.lookup(&self.identity, &self.fingerprint))
+            .await;
+        match seen {
+            Ok(Some(existing)) => self.existing(existing),
+            Ok(None) | Err(_) => self.shared.reject(&Rejection::new(Code::AnswerNotRecorded)),
+        }
+    }
+
+    fn log_refused(&self, error: &StoreError) {
+        let cause: &dyn Error = error;
+        tracing::error!(id = %self.identity.id(), error = cause, "the answer was refused by the record");
+    }
+
+    /// Our own answer for an attempt that gave none.
+    async fn failure(&self, code: Code, disposition: Disposition) -> Response<Bytes> {
+        let mut rejection = Rejection::new(code);
+        if disposition == Disposition::Release {
+            rejection = rejection.with_retry();
+        }
+        let response = if code == Code::AttemptLost {
+            self.shared.reject(&rejection)
+        } else {
+            self.shared.renderer.render(&rejection)
+        };
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.map(|body| body.to_bytes());
+        Response::from_parts(parts, bytes.unwrap_or_default())
+    }
+
+    fn envelope(&self, response: &Response<Bytes>) -> Envelope {
+        let hidden = &self.policy.hidden_headers;
+        let headers = headers::replayable(response.headers(), response.body().len(), hidden);
+        let mut stored = Response::new(response.body().clone());
+        *stored.status_mut() = response.status();
+        *stored.headers_mut() = headers;
+        Envelope::new(stored)
+    }
+
+    pub(super) fn show_expiry(&self, headers: &mut HeaderMap, expires_at: SystemTime) {
+        if !self.policy.shows_expiry {
+            return;
+        }
+        let date = httpdate::fmt_http_date(expires_at);
+        if let Ok(value) = HeaderValue::try_from(date) {
+            headers.insert(headers::EXPIRES, value);
+        }
+    }
+
+    /// The answer of an attempt that leaves no record.
+    pub(super) async fn answer_of<E>(&self, ended: Ended<E>) -> Result<Response<Body>, E> {
+        match ended {
+            Ended::Answered(response, _) => Ok(response.map(Body::from)),
+            Ended::Streaming(response, _) => Ok(response),
+            Ended::Failed(code) => {
+                let response = self.failure(code, Disposition::Release).await;
+                Ok(response.map(Body::from))
+            }
+            Ended::Error(error) => Err(error),
+        }
+    }
+}

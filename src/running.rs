@@ -1,0 +1,250 @@
+//! The attempts of this process: kept alive by one heartbeat for all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::fingerprint::Fingerprint;
+use crate::identity::Identity;
+use crate::store::{Claim, Existing, LeaseRenewal, Renewed, Store, StoreError, Token};
+
+/// The part of a lease that is not relied on, for clocks that run at different speeds.
+const MARGIN: u32 = 10;
+/// Beats in one lease, so that two may fail.
+const BEATS: u32 = 3;
+
+/// What this process knows of one lease.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    trusted_until: Mutex<Option<Instant>>,
+}
+
+impl Lease {
+    fn new(confirmed: Instant, length: Duration) -> Self {
+        let lease = Self {
+            trusted_until: Mutex::new(None),
+        };
+        lease.confirm(confirmed, length);
+        lease
+    }
+
+    /// `sent` is when the renewal was sent, which is before the database read its clock.
+    fn confirm(&self, sent: Instant, length: Duration) {
+        *self.lock() = Some(sent + (length - length / MARGIN));
+    }
+
+    fn lose(&self) {
+        *self.lock() = None;
+    }
+
+    pub(crate) fn is_current(&self) -> bool {
+        self.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.trusted_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Running {
+    attempts: Mutex<Attempts>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Attempts {
+    by_token: HashMap<Token, Attempt>,
+    has_heartbeat: bool,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    identity: Identity,
+    fingerprint: Fingerprint,
+    /// `None` for an attempt that runs without a claim, or has lost it.
+    kept: Option<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    renewal: LeaseRenewal,
+    lease: Arc<Lease>,
+    next_beat: Instant,
+}
+
+/// An attempt is listed while it lives.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    running: Arc<Running>,
+    token: Token,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.running.lock().by_token.remove(&self.token);
+    }
+}
+
+impl Running {
+    /// Lists a claimed attempt, and keeps its lease alive from now on. `sent` is when the claim was sent.
+    pub(crate) fn keep<S: Store + Clone>(
+        self: &Arc<Self>,
+        store: &S,
+        claim: &Claim,
+        fingerprint: &Fingerprint,
+        length: Duration,
+        sent: Instant,
+    ) -> (Listed, Arc<Lease>) {
+        let lease = Arc::new(Lease::new(sent, length));
+        let attempt = Attempt {
+            identity: claim.identity.clone(),
+            fingerprint: fingerprint.clone(),
+            kept: Some(Kept {
+                renewal: LeaseRenewal {
+                    claim: claim.clone(),
+                    lease: length,
+                },
+                lease: lease.clone(),
+                next_beat: sent + length / BEATS,
+            }),
+        };
+        let mut attempts = self.lock();
+        attempts.by_token.insert(claim.token, attempt);
+        if !attempts.has_heartbeat {
+            attempts.has_heartbeat = true;
+            tokio::spawn(beat(store.clone(), self.clone()));
+        }
+        drop(attempts);
+        self.changed.notify_one();
+        (self.listed(claim.token), lease)
+    }
+
+    /// Lists an attempt that runs although the store is down, unless this process runs the same
+    /// operation already.
+    pub(crate) fn list_unprotected(
+        self: &Arc<Self>,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+        token: Token,
+    ) -> Result<Listed, Existing> {
+        let mut attempts = self.lock();
+        let mut others = attempts.by_token.values();
+        if let Some(other) = others.find(|other| other.identity == *identity) {
+            return Err(if fingerprint.matches(&other.fingerprint) {
+                Existing::InProgress {
+                    lease_left: Duration::from_secs(1),
+                }
+            } else {
+                Existing::Mismatch
+            });
+        }
+        let attempt = Attempt {
+            identity: identity.clone(),
+            fingerprint: fingerprint.clone(),
+            kept: None,
+        };
+        attempts.by_token.insert(token, attempt);
+        drop(attempts);
+        Ok(self.listed(token))
+    }
+
+    /// What is running, by the ids of records.
+    pub(crate) fn identities(&self) -> Vec<Identity> {
+        let attempts = self.lock();
+        let running = attempts.by_token.values();
+        running.map(|attempt| attempt.identity.clone()).collect()
+    }
+
+    fn listed(self: &Arc<Self>, token: Token) -> Listed {
+        Listed {
+            running: self.clone(),
+            token,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the next lease is to be renewed; `None` ends the heartbeat.
+    fn next_beat(&self) -> Option<Instant> {
+        let mut attempts = self.lock();
+        let kept = attempts.by_token.values().filter_map(|a| a.kept.as_ref());
+        let next = kept.map(|kept| kept.next_beat).min();
+        attempts.has_heartbeat = next.is_some();
+        next
+    }
+
+    /// All leases that are due, or will be half a beat from now: one statement for them together.
+    fn due(&self, now: Instant) -> Vec<LeaseRenewal> {
+        let attempts = self.lock();
+        let kept = attempts.by_token.values().filter_map(|a| a.kept.as_ref());
+        kept.filter(|kept| kept.next_beat <= now + kept.renewal.lease / (2 * BEATS))
+            .map(|kept| kept.renewal.clone())
+            .collect()
+    }
+
+    fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
+        let mut attempts = self.lock();
+        for (renewal, renewed) in due.iter().zip(outcome) {
+            let Some(attempt) = attempts.by_token.get_mut(&renewal.claim.token) else {
+                continue;
+            };
+            match (&mut attempt.kept, renewed) {
+                (Some(kept), Renewed::Kept) => {
+                    kept.lease.confirm(sent, renewal.lease);
+                    kept.next_beat = sent + renewal.lease / BEATS;
+                }
+                (Some(kept), Renewed::Busy) => {
+                    kept.next_beat = Instant::now() + renewal.lease / (4 * BEATS);
+                }
+                (kept @ Some(_), Renewed::Lost) => {
+                    tracing::warn!(id = %renewal.claim.identity.id(), "claim was lost while its handler runs");
+                    if let Some(kept) = kept.take() {
+                        kept.lease.lose();
+                    }
+                }
+                (None, _) => {}
+            }
+        }
+    }
+}
+
+/// Runs while there are leases to renew. One slow or failing round is followed by the next.
+async fn beat<S: Store>(store: S, running: Arc<Running>) {
+    while let Some(next) = running.next_beat() {
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            () = running.changed.notified() => continue,
+        }
+        let sent = Instant::now();
+        let due = running.due(sent);
+        let Some(shortest) = due.iter().map(|renewal| renewal.lease).min() else {
+            continue;
+        };
+        let outcome = renew(&store, &due, shortest / BEATS).await;
+        let outcome = outcome.unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot renew leases"
+            );
+            vec![Renewed::Busy; due.len()]
+        });
+        running.renewed(&due, sent, &outcome);
+    }
+}
+
+async fn renew<S: Store>(
+    store: &S,
+    due: &[LeaseRenewal],
+    limit: Duration,
+) -> Result<Vec<Renewed>, StoreError> {
+    tokio::time::timeout(limit, store.extend(due))
+        .await
+        .unwrap_or_else(|elapsed| Err(StoreError::unavailable(elapsed)))
+}

@@ -1,0 +1,172 @@
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body as HttpBody;
+use tower_service::Service;
+
+use crate::future::ResponseFuture;
+use crate::key::KeyError;
+use crate::layer::Shared;
+use crate::operation;
+use crate::outcome::Outcome;
+use crate::policy::{Policy, PolicyTable};
+use crate::rejection::{Code, Rejection};
+use crate::run::{self, Call};
+use crate::store::Store;
+
+/// The service an [`IdempotencyLayer`](crate::IdempotencyLayer) makes of another.
+#[derive(Debug)]
+pub struct Idempotency<I, S> {
+    inner: I,
+    shared: Arc<Shared<S>>,
+}
+
+impl<I, S> Idempotency<I, S> {
+    pub(crate) fn new(inner: I, shared: Arc<Shared<S>>) -> Self {
+        Self { inner, shared }
+    }
+}
+
+impl<I: Clone, S> Clone for Idempotency<I, S> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+/// What the service does with a request.
+enum Decision {
+    PassThrough,
+    Reject(Rejection),
+    Run {
+        policy: Arc<Policy>,
+        operation: String,
+        key: String,
+    },
+}
+
+/// Left in the request by the layer that covers it, for layers further in.
+#[derive(Debug, Clone)]
+pub(crate) struct Covered {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) core: usize,
+}
+
+impl<I, S, ReqBody, ResBody> Service<Request<ReqBody>> for Idempotency<I, S>
+where
+    I: Service<Request<Body>, Response = Response<ResBody>> + Clone + Send + 'static,
+    I::Future: Send + 'static,
+    I::Error: Send + 'static,
+    ReqBody: HttpBody<Data = Bytes> + Send + 'static,
+    ReqBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    ResBody: HttpBody<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: Store,
+{
+    type Response = Response<Body>;
+    type Error = I::Error;
+    type Future = ResponseFuture<I::Future, I::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        match self.shared.decide(&parts) {
+            Decision::PassThrough => {
+                let request = Request::from_parts(parts, Body::new(body));
+                ResponseFuture::pass_through(self.inner.call(request))
+            }
+            Decision::Reject(rejection) => ResponseFuture::ready(self.shared.refuse(&rejection)),
+            Decision::Run {
+                policy,
+                operation,
+                key,
+            } => {
+                // The one that was polled ready; its clone is not (tower's contract of `Service`).
+                let clone = self.inner.clone();
+                let inner = mem::replace(&mut self.inner, clone);
+                let call = Call {
+                    shared: self.shared.clone(),
+                    policy,
+                    operation,
+                    key,
+                };
+                ResponseFuture::tracked(run::run(call, inner, parts, body))
+            }
+        }
+    }
+}
+
+impl<S: Store> Shared<S> {
+    fn decide(&self, parts: &Parts) -> Decision {
+        let table = self.policies.load();
+        if !table.covers(&parts.method) {
+            return Decision::PassThrough;
+        }
+        let operation = operation::of_request(parts);
+        let policy = table.for_operation(&operation).clone();
+        if !policy.covers(&parts.method) {
+            return Decision::PassThrough;
+        }
+        match policy.key.read(&parts.headers) {
+            Ok(None) => Decision::PassThrough,
+            Ok(Some(key)) => self.decide_nested(parts, policy, operation, key),
+            Err(KeyError::Missing) => Decision::Reject(Rejection::new(Code::KeyMissing)),
+            Err(KeyError::Invalid(why)) => {
+                Decision::Reject(Rejection::new(Code::KeyInvalid).with_detail(why))
+            }
+        }
+    }
+
+    /// An outer layer that covers the request already is fine if it does the same.
+    fn decide_nested(
+        &self,
+        parts: &Parts,
+        policy: Arc<Policy>,
+        operation: String,
+        key: String,
+    ) -> Decision {
+        match parts.extensions.get::<Covered>() {
+            None => Decision::Run {
+                policy,
+                operation,
+                key,
+            },
+            Some(outer) if outer.core == self.core_id() && *outer.policy == *policy => {
+                Decision::PassThrough
+            }
+            Some(_) => {
+                tracing::error!("an outer and an inner idempotency layer disagree on one route");
+                Decision::Reject(Rejection::new(Code::NestedLayers))
+            }
+        }
+    }
+
+    /// Tells layers of one store from those of another.
+    pub(crate) fn core_id(&self) -> usize {
+        Arc::as_ptr(&self.core).addr()
+    }
+
+    /// Nothing was run: an outer layer has to free its key.
+    fn refuse(&self, rejection: &Rejection) -> Response<Body> {
+        let mut response = self.reject(rejection);
+        response.extensions_mut().insert(Outcome::Release);
+        response
+    }
+}
+
+impl PolicyTable {
+    fn covers(&self, method: &http::Method) -> bool {
+        let mut routes = self.routes.values();
+        self.default.covers(method) || routes.any(|policy| policy.covers(method))
+    }
+}

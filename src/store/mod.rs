@@ -1,0 +1,377 @@
+//! Where records live: the contract every store keeps, and the stores of this crate.
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod lent;
+mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub(crate) mod protocol;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::envelope::Envelope;
+use crate::extract::References;
+use crate::fingerprint::Fingerprint;
+use crate::identity::{Identity, RecordId};
+use crate::policy::Lost;
+
+pub use error::{StoreError, StoreErrorKind};
+pub use memory::MemoryStore;
+
+/// Where records live.
+///
+/// A record is *absent*, *running*, *completed* or *held*. Every method is one atomic step, decides
+/// by the store's own clock, and can be called again after any error: the caller may never have
+/// seen the acknowledgement of a call that took effect.
+///
+/// # Contract
+///
+/// - At most one attempt holds the claim of an identity: the one whose token the record carries.
+/// - A write after the claim changes nothing unless the record carries its token.
+/// - Identities are compared by their whole digest; another digest under the same id is
+///   [`StoreErrorKind::Corrupt`], never a hit.
+/// - A held record does not expire and is not swept.
+///
+/// The rules are tests: run them with [`conformance_tests!`](crate::conformance_tests) (feature
+/// `conformance`).
+///
+/// # Cancel safety
+///
+/// A future may be dropped at any point. Whether its step was taken is then unknown, as after a
+/// lost acknowledgement.
+pub trait Store: Send + Sync + 'static {
+    /// Whether a completed call survives the end of the process. A `critical` policy insists on it.
+    fn is_durable(&self) -> bool;
+
+    /// Claims the right to run, or says what stands in the way.
+    ///
+    /// A lost acknowledgement: the same request, sent again, meets its own token and is acquired.
+    fn claim(
+        &self,
+        request: &ClaimRequest,
+    ) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
+
+    /// Stores the answer. Also turns a record that is held under the same token into a completed one.
+    ///
+    /// A lost acknowledgement: the same completion, sent again, finds its own record and succeeds.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::ClaimLost`] when the record is absent or carries another token.
+    fn complete(
+        &self,
+        claim: &Claim,
+        completion: &Completion,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Deletes a running or held record, so that the next request runs.
+    ///
+    /// A lost acknowledgement: an absent record is a success.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::ClaimLost`] when the record carries another token, or is completed.
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Holds the record for a person, under the same token.
+    ///
+    /// A lost acknowledgement: a record that is held under this token is a success.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::ClaimLost`] when the record is absent, completed, or carries another token.
+    fn hold(
+        &self,
+        claim: &Claim,
+        references: &References,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Renews leases from now on. The result says of each, in the order given, what became of it;
+    /// one record that somebody else has locked must not keep the others from being renewed.
+    ///
+    /// A lost acknowledgement: renewing again does no harm.
+    fn extend(
+        &self,
+        leases: &[LeaseRenewal],
+    ) -> impl Future<Output = Result<Vec<Renewed>, StoreError>> + Send;
+
+    /// What a duplicate would find. `None` when the record is absent or expired.
+    fn lookup(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> impl Future<Output = Result<Option<Existing>, StoreError>> + Send;
+
+    /// Ends a hold: with an answer, which is replayed from now on for as long as the record's
+    /// retention was, or by freeing the key.
+    ///
+    /// `token` is the one [`list_held`](Self::list_held) showed; whatever the held attempt still
+    /// does is refused afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::ClaimLost`] when the record is no longer held under this token: it was
+    /// resolved, or its attempt completed after all.
+    fn resolve(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Held records in the order of their ids, at most `limit` and never more than 1,000, beginning
+    /// after an id.
+    fn list_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<HeldRecord>, StoreError>> + Send;
+
+    /// Deletes at most `limit` records whose retention is over and that nobody runs, and holds at
+    /// most `limit` lost attempts whose policy says so.
+    fn delete_expired(&self, limit: u32) -> impl Future<Output = Result<Swept, StoreError>> + Send;
+}
+
+/// The secret of one attempt, made before its claim is sent. It fences every later write.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token([u8; 16]);
+
+impl Token {
+    /// A new token, from the operating system's random numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Unavailable`] when the operating system has none to give.
+    pub fn random() -> Result<Self, StoreError> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(StoreError::unavailable)?;
+        Ok(Self(bytes))
+    }
+
+    /// The token with these bytes, as a store read it.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for a store to write.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// What an attempt asks for.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Whose operation.
+    pub identity: Identity,
+    /// Of which request.
+    pub fingerprint: Fingerprint,
+    /// Made once for the attempt, and sent again with it.
+    pub token: Token,
+    /// What becomes of it when it is lost; fixed here, whatever the policy says by then.
+    pub lost: Lost,
+    /// How long it is believed to live without a sign of life.
+    pub lease: Duration,
+    /// How long the record is kept, from now on.
+    pub ttl: Duration,
+}
+
+/// What a claim met.
+#[derive(Debug, Clone)]
+pub enum Claimed {
+    /// The right to run.
+    Acquired(Claim),
+    /// An earlier attempt was lost, and is not to be run again. The claim is taken over to store an
+    /// answer that says so.
+    Abandoned(Claim),
+    /// Somebody was here before.
+    Existing(Existing),
+}
+
+/// The right to run one operation, and the fence of its writes.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Whose operation.
+    pub identity: Identity,
+    /// The token the record has to carry.
+    pub token: Token,
+    /// 1 for the first attempt, one more for each takeover.
+    pub attempt: u32,
+    /// When the record's retention ends, by the store's clock.
+    pub expires_at: SystemTime,
+}
+
+/// A record as a duplicate sees it.
+#[derive(Debug, Clone)]
+pub enum Existing {
+    /// The first request is running.
+    InProgress {
+        /// How long its lease lasts if it shows no further sign of life.
+        lease_left: Duration,
+    },
+    /// It was answered.
+    Completed(Box<Completed>),
+    /// The record is of another request.
+    Mismatch,
+    /// It is not known what came of it.
+    Held,
+}
+
+/// A completed record.
+#[derive(Debug, Clone)]
+pub struct Completed {
+    /// The answer, or its tombstone.
+    pub answer: Envelope,
+    /// What the handler noted.
+    pub references: References,
+    /// When the record's retention ends, by the store's clock.
+    pub expires_at: SystemTime,
+}
+
+/// What an attempt leaves behind.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// The answer, or its tombstone.
+    pub answer: Envelope,
+    /// What the handler noted.
+    pub references: References,
+}
+
+/// A lease to be renewed.
+#[derive(Debug, Clone)]
+pub struct LeaseRenewal {
+    /// Of which claim.
+    pub claim: Claim,
+    /// For how long from now.
+    pub lease: Duration,
+}
+
+/// What became of a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewed {
+    /// The lease is renewed.
+    Kept,
+    /// The record is no longer running under this token.
+    Lost,
+    /// Somebody has locked the record; try again.
+    Busy,
+}
+
+/// How a hold ends.
+#[derive(Debug, Clone)]
+pub enum Resolution {
+    /// Retries get this answer.
+    Answer(Envelope),
+    /// The key is free, and a retry runs.
+    Release,
+}
+
+/// A record that waits for a person.
+#[derive(Debug, Clone)]
+pub struct HeldRecord {
+    /// Whose operation.
+    pub identity: Identity,
+    /// To be given to [`resolve`](Store::resolve).
+    pub token: Token,
+    /// Which attempt was lost.
+    pub attempt: u32,
+    /// What its handler noted before.
+    pub references: References,
+    /// When it was claimed, by the store's clock.
+    pub claimed_at: SystemTime,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Records deleted.
+    pub deleted: u64,
+    /// Lost attempts that are held from now on.
+    pub held: u64,
+}
+
+impl ClaimRequest {
+    /// The claim this request makes, were it acquired: for releasing it unseen.
+    #[must_use]
+    pub fn claim(&self, attempt: u32, expires_at: SystemTime) -> Claim {
+        Claim {
+            identity: self.identity.clone(),
+            token: self.token,
+            attempt,
+            expires_at,
+        }
+    }
+}
+
+impl<S: Store> Store for Arc<S> {
+    fn is_durable(&self) -> bool {
+        S::is_durable(self)
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        S::claim(self, request).await
+    }
+
+    async fn complete(&self, claim: &Claim, completion: &Completion) -> Result<(), StoreError> {
+        S::complete(self, claim, completion).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
+        S::release(self, claim).await
+    }
+
+    async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
+        S::hold(self, claim, references).await
+    }
+
+    async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
+        S::extend(self, leases).await
+    }
+
+    async fn lookup(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<Existing>, StoreError> {
+        S::lookup(self, identity, fingerprint).await
+    }
+
+    async fn resolve(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        S::resolve(self, identity, token, resolution).await
+    }
+
+    async fn list_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        S::list_held(self, after, limit).await
+    }
+
+    async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
+        S::delete_expired(self, limit).await
+    }
+}

@@ -1,0 +1,150 @@
+use std::time::SystemTime;
+
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
+use super::PgStore;
+use super::types::PgUuid;
+use crate::extract::References;
+use crate::identity::Identity;
+use crate::policy::Lost;
+use crate::store::lent::error;
+use crate::store::protocol::{Records, Row, State};
+use crate::store::sql::{left, time};
+use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
+
+const INSERT: &str = "
+insert into idempotency.record (
+    id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
+    claimed_at, leased_until, expires_at, sweep_at
+)
+select $1, $2, $3, $4, $5, 'running', $6, 1, $7, $8,
+    now, now + make_interval(secs => $9), now + make_interval(secs => $10),
+    now + make_interval(secs => case $7 when 'hold' then $9 else $10 end)
+from (select clock_timestamp()) as clock (now)
+on conflict (id) do nothing
+returning extract(epoch from expires_at)::float8";
+
+const SELECT: &str = "
+select digest, state, token, attempt, lost, fingerprint, refs, answer,
+    extract(epoch from leased_until - clock_timestamp())::float8 as lease_left,
+    expires_at <= clock_timestamp() as expired,
+    extract(epoch from expires_at)::float8 as expires_at
+from idempotency.record where id = $1";
+
+const TAKE_OVER: &str = "
+update idempotency.record set
+    state = 'running', token = $2, attempt = $3, lost = $4, fingerprint = $5,
+    claimed_at = now, leased_until = now + make_interval(secs => $6),
+    expires_at = now + make_interval(secs => $7),
+    sweep_at = now + make_interval(secs => case $4 when 'hold' then $6 else $7 end),
+    refs = null, answer = null
+from (select clock_timestamp()) as clock (now)
+where id = $1 and token = $8 and (
+    state = 'running' and leased_until <= clock_timestamp()
+    or state = 'completed' and expires_at <= clock_timestamp()
+)
+returning extract(epoch from expires_at)::float8";
+
+const HOLD_LOST: &str = "
+update idempotency.record set state = 'held', sweep_at = 'infinity'
+where id = $1 and token = $2 and state = 'running' and leased_until <= clock_timestamp()";
+
+impl Records for PgStore {
+    async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
+        let identity = &request.identity;
+        let query = sqlx::query_scalar(INSERT)
+            .bind(PgUuid::from(identity.id()))
+            .bind(identity.digest().as_slice())
+            .bind(identity.scope())
+            .bind(identity.operation())
+            .bind(identity.key())
+            .bind(PgUuid::from(request.token))
+            .bind(request.lost.as_sql())
+            .bind(request.fingerprint.to_bytes())
+            .bind(request.lease.as_secs_f64())
+            .bind(request.ttl.as_secs_f64())
+            .persistent(self.persistent);
+        let mut connection = self.connection().await?;
+        let result = query.fetch_optional(&mut *connection).await;
+        connection.finish(result)?.map(time).transpose()
+    }
+
+    async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
+        let query = sqlx::query(SELECT)
+            .bind(PgUuid::from(identity.id()))
+            .persistent(self.persistent);
+        let mut connection = self.connection().await?;
+        let result = query.fetch_optional(&mut *connection).await;
+        connection.finish(result)?.map(|row| read(&row)).transpose()
+    }
+
+    async fn take_over(
+        &self,
+        request: &ClaimRequest,
+        old: Token,
+        attempt: u32,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        let query = sqlx::query_scalar(TAKE_OVER)
+            .bind(PgUuid::from(request.identity.id()))
+            .bind(PgUuid::from(request.token))
+            .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
+            .bind(request.lost.as_sql())
+            .bind(request.fingerprint.to_bytes())
+            .bind(request.lease.as_secs_f64())
+            .bind(request.ttl.as_secs_f64())
+            .bind(PgUuid::from(old))
+            .persistent(self.persistent);
+        let mut connection = self.connection().await?;
+        let result = query.fetch_optional(&mut *connection).await;
+        connection.finish(result)?.map(time).transpose()
+    }
+
+    async fn hold_lost(&self, identity: &Identity, token: Token) -> Result<bool, StoreError> {
+        let query = sqlx::query(HOLD_LOST)
+            .bind(PgUuid::from(identity.id()))
+            .bind(PgUuid::from(token));
+        self.changes_one(query).await
+    }
+
+    async fn update_completed(
+        &self,
+        claim: &Claim,
+        completion: &Completion,
+    ) -> Result<bool, StoreError> {
+        self.update_completed(claim, completion).await
+    }
+
+    async fn delete_claimed(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.delete_claimed(claim).await
+    }
+
+    async fn update_held(
+        &self,
+        claim: &Claim,
+        references: &References,
+    ) -> Result<bool, StoreError> {
+        self.update_held(claim, references).await
+    }
+}
+
+fn read(row: &PgRow) -> Result<Row, StoreError> {
+    Ok(Row {
+        digest: row.try_get("digest").map_err(error)?,
+        state: State::from_sql(row.try_get("state").map_err(error)?)?,
+        token: Token::from_bytes(row.try_get::<PgUuid, _>("token").map_err(error)?.0),
+        attempt: attempt(row)?,
+        lost: Lost::from_sql(row.try_get("lost").map_err(error)?)?,
+        fingerprint: row.try_get("fingerprint").map_err(error)?,
+        lease_left: left(row.try_get("lease_left").map_err(error)?),
+        expired: row.try_get("expired").map_err(error)?,
+        expires_at: time(row.try_get("expires_at").map_err(error)?)?,
+        answer: row.try_get("answer").map_err(error)?,
+        references: row.try_get("refs").map_err(error)?,
+    })
+}
+
+pub(super) fn attempt(row: &PgRow) -> Result<u32, StoreError> {
+    let attempt: i32 = row.try_get("attempt").map_err(error)?;
+    u32::try_from(attempt).map_err(StoreError::corrupt)
+}

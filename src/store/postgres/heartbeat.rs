@@ -1,0 +1,102 @@
+use futures_util::future::join_all;
+use sqlx::{Connection as _, Error};
+
+use super::PgStore;
+use super::types::PgUuid;
+use crate::store::lent::error;
+use crate::store::{LeaseRenewal, Renewed, StoreError};
+
+/// Locks in the order of ids, and passes over what somebody else has locked: one stuck record must
+/// not let the leases of all others run out.
+const EXTEND: &str = "
+with due as (
+    select record.id, renewal.lease
+    from unnest($1::uuid[], $2::uuid[], $3::float8[]) as renewal (id, token, lease)
+    join idempotency.record on record.id = renewal.id
+        and record.token = renewal.token and record.state = 'running'
+    order by record.id
+    for no key update of record skip locked
+)
+update idempotency.record set leased_until = clock_timestamp() + make_interval(secs => due.lease)
+from due where record.id = due.id
+returning record.id";
+
+const EXTEND_ONE: &str = "
+update idempotency.record set leased_until = clock_timestamp() + make_interval(secs => $3)
+where id = $1 and token = $2 and state = 'running'";
+
+/// How long a passed-over record is waited for.
+const LOCK_TIMEOUT: &str = "set local lock_timeout = '50ms'";
+
+/// `lock_not_available` in PostgreSQL's table of error codes.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+impl PgStore {
+    pub(super) async fn extend_leases(
+        &self,
+        leases: &[LeaseRenewal],
+    ) -> Result<Vec<Renewed>, StoreError> {
+        let kept = self.extend_batch(leases).await?;
+        let renewals = leases.iter().map(|renewal| async {
+            if kept.contains(&renewal.claim.identity.id().into()) {
+                return Renewed::Kept;
+            }
+            // One that fails alone must not hide that the others are kept.
+            self.extend_one(renewal).await.unwrap_or(Renewed::Busy)
+        });
+        Ok(join_all(renewals).await)
+    }
+
+    async fn extend_batch(&self, leases: &[LeaseRenewal]) -> Result<Vec<PgUuid>, StoreError> {
+        let claims = || leases.iter().map(|renewal| &renewal.claim);
+        let ids: Vec<PgUuid> = claims().map(|claim| claim.identity.id().into()).collect();
+        let tokens: Vec<PgUuid> = claims().map(|claim| claim.token.into()).collect();
+        let lengths: Vec<f64> = leases.iter().map(|r| r.lease.as_secs_f64()).collect();
+        let query = sqlx::query_scalar(EXTEND)
+            .bind(ids)
+            .bind(tokens)
+            .bind(lengths)
+            .persistent(self.persistent);
+        let mut connection = self.connection().await?;
+        let result = query.fetch_all(&mut *connection).await;
+        connection.finish(result)
+    }
+
+    async fn extend_one(&self, renewal: &LeaseRenewal) -> Result<Renewed, StoreError> {
+        let mut connection = self.connection().await?;
+        let result = self.extend_waiting(&mut connection, renewal).await;
+        match result {
+            Err(Error::Database(database))
+                if database.code().as_deref() == Some(LOCK_NOT_AVAILABLE) =>
+            {
+                Ok(Renewed::Busy)
+            }
+            Err(other) => Err(error(other)),
+            Ok(renewed) => connection.finish(Ok(renewed)),
+        }
+    }
+
+    async fn extend_waiting(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        renewal: &LeaseRenewal,
+    ) -> Result<Renewed, Error> {
+        let mut transaction = connection.begin().await?;
+        sqlx::query(LOCK_TIMEOUT)
+            .persistent(false)
+            .execute(&mut *transaction)
+            .await?;
+        let done = sqlx::query(EXTEND_ONE)
+            .bind(PgUuid::from(renewal.claim.identity.id()))
+            .bind(PgUuid::from(renewal.claim.token))
+            .bind(renewal.lease.as_secs_f64())
+            .persistent(self.persistent)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(match done.rows_affected() {
+            0 => Renewed::Lost,
+            _ => Renewed::Kept,
+        })
+    }
+}

@@ -1,0 +1,83 @@
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
+use super::PgStore;
+use super::claim::attempt;
+use super::types::PgUuid;
+use crate::identity::{Identity, RecordId};
+use crate::store::lent::error;
+use crate::store::protocol::{self, MAX_HELD_PAGE};
+use crate::store::sql::time;
+use crate::store::{HeldRecord, Resolution, StoreError, Token};
+
+/// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
+const RESOLVE_ANSWER: &str = "
+update idempotency.record set
+    state = 'completed', token = $3, answer = $4,
+    expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
+from (select clock_timestamp()) as clock (now)
+where id = $1 and token = $2 and state = 'held'";
+
+const RESOLVE_RELEASE: &str = "
+delete from idempotency.record where id = $1 and token = $2 and state = 'held'";
+
+/// Held rows alone have `sweep_at = 'infinity'`, so the index finds them.
+const LIST_HELD: &str = "
+select scope, operation, key, token, attempt, refs,
+    extract(epoch from claimed_at)::float8 as claimed_at
+from idempotency.record
+where sweep_at = 'infinity' and state = 'held' and ($1::uuid is null or id > $1)
+order by id limit $2";
+
+impl PgStore {
+    pub(super) async fn resolve_held(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        let sql = match resolution {
+            Resolution::Answer(_) => RESOLVE_ANSWER,
+            Resolution::Release => RESOLVE_RELEASE,
+        };
+        let mut query = sqlx::query(sql)
+            .bind(PgUuid::from(identity.id()))
+            .bind(PgUuid::from(token));
+        if let Resolution::Answer(answer) = resolution {
+            query = query
+                .bind(PgUuid::from(Token::random()?))
+                .bind(answer.encode());
+        }
+        if self.changes_one(query).await? {
+            Ok(())
+        } else {
+            Err(StoreError::claim_lost())
+        }
+    }
+
+    pub(super) async fn select_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        let query = sqlx::query(LIST_HELD)
+            .bind(after.map(PgUuid::from))
+            .bind(i64::from(limit.min(MAX_HELD_PAGE)))
+            .persistent(self.persistent);
+        let mut connection = self.connection().await?;
+        let result = query.fetch_all(&mut *connection).await;
+        connection.finish(result)?.iter().map(read_held).collect()
+    }
+}
+
+fn read_held(row: &PgRow) -> Result<HeldRecord, StoreError> {
+    let text = |column| row.try_get::<String, _>(column).map_err(error);
+    let references: Option<String> = row.try_get("refs").map_err(error)?;
+    Ok(HeldRecord {
+        identity: Identity::new(text("scope")?, text("operation")?, text("key")?),
+        token: Token::from_bytes(row.try_get::<PgUuid, _>("token").map_err(error)?.0),
+        attempt: attempt(row)?,
+        references: protocol::references(references.as_deref())?,
+        claimed_at: time(row.try_get("claimed_at").map_err(error)?)?,
+    })
+}

@@ -1,0 +1,90 @@
+use std::fmt;
+
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+
+use sqlx::{Connection as _, PgConnection, SqlSafeStr};
+
+use super::PgStore;
+
+/// Any two nodes that start at once have to agree on it.
+const LOCK: &str = "select pg_advisory_xact_lock(7163904716390471)";
+
+/// Waiting for another node, or for a long upgrade, is not a fault.
+const NO_TIMEOUT: &str = "set local statement_timeout = 0";
+
+fn migrator() -> Migrator {
+    let record = Migration::new(
+        1,
+        "record".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/postgres/0001_record.sql").into_sql_str(),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![record]);
+    migrator.create_schema("idempotency");
+    migrator.dangerous_set_table_name("idempotency._migrations");
+    // The transaction below holds a lock of its own, which also works behind a transaction pooler.
+    migrator.set_locking(false);
+    migrator
+}
+
+impl PgStore {
+    /// Creates or upgrades the schema `idempotency`, all of it or nothing. Safe to run on every
+    /// start, and from several nodes at once.
+    ///
+    /// The files in `migrations/postgres` are the same ones, for those who run migrations with the
+    /// `sqlx` command line; this method then finds everything in place.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be reached, refuses, or was migrated by a newer version.
+    pub async fn migrate(&self) -> Result<(), SchemaError> {
+        let mut connection = self.acquire().await?;
+        let migrated = run(&mut connection).await;
+        if migrated.is_ok() {
+            connection.keep();
+        }
+        migrated.map_err(SchemaError)
+    }
+}
+
+async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let mut transaction = connection.begin().await?;
+    for statement in [NO_TIMEOUT, LOCK] {
+        let query = sqlx::query(statement).persistent(false);
+        query.execute(&mut *transaction).await?;
+    }
+    migrator()
+        .run_direct(None, &mut *transaction, false)
+        .await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The schema could not be created or upgraded; nothing was changed.
+#[derive(Debug)]
+pub struct SchemaError(MigrateError);
+
+impl From<sqlx::Error> for SchemaError {
+    fn from(error: sqlx::Error) -> Self {
+        Self(MigrateError::Execute(error))
+    }
+}
+
+impl fmt::Display for SchemaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            MigrateError::VersionMissing(version) => write!(
+                f,
+                "the schema has migration {version}, which this version of the crate does not know: run the newer version"
+            ),
+            _ => f.write_str("cannot create or upgrade the idempotency schema"),
+        }
+    }
+}
+
+impl std::error::Error for SchemaError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}

@@ -1,0 +1,199 @@
+//! PostgreSQL, the store of record: durable, shared by every process of a service.
+//!
+//! The table is `idempotency.record`, made by [`PgStore::migrate`]; its columns are explained in
+//! `migrations/postgres`. Every decision is made by the database's clock.
+//!
+//! What is durable is the database's to say: with `synchronous_commit = off` an acknowledged commit
+//! can vanish in a crash, so the store turns it on for its own connections; an asynchronous standby
+//! that is promoted may lack the last commits.
+
+mod claim;
+mod connection;
+mod heartbeat;
+mod held;
+mod migrate;
+mod settle;
+mod sweep;
+mod types;
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+
+use super::protocol;
+use super::{
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
+    Resolution, Store, StoreError, Swept, Token,
+};
+use crate::extract::References;
+use crate::fingerprint::Fingerprint;
+use crate::identity::{Identity, RecordId};
+
+/// Records in PostgreSQL 14 or later.
+///
+/// The store opens connections of its own, with the options of the pool it is given: a cancelled
+/// `pool.begin()` of an application can hand the next borrower a connection inside an abandoned
+/// transaction (sqlx [#4385](https://github.com/launchbadge/sqlx/issues/4385)), and a record
+/// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a process.
+///
+/// Cheap to clone; clones share the connections.
+///
+/// ```no_run
+/// use tower_idempotency::{IdempotencyLayer, PgStore, Scope};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = sqlx::PgPool::connect("postgres://localhost/shop").await?;
+/// let store = PgStore::new(pool);
+/// store.migrate().await?;
+/// let layer = IdempotencyLayer::new(store, Scope::header("x-tenant-id")?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct PgStore {
+    pool: PgPool,
+    /// Prepared statements are kept by name, which a transaction pooler would mix up.
+    persistent: bool,
+}
+
+/// Settings of a [`PgStore`].
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sqlx::Error> {
+/// use tower_idempotency::PgStore;
+///
+/// let pool = sqlx::PgPool::connect("postgres://localhost:6432/shop").await?;
+/// let store = PgStore::builder(pool).with_pgbouncer(true).with_max_connections(4).build();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct PgStoreBuilder {
+    pool: PgPool,
+    max_connections: u32,
+    statement_timeout: Duration,
+    pgbouncer: bool,
+    share_pool: bool,
+}
+
+impl PgStore {
+    /// A store with the default settings, on the database of `pool`. Connects when first used.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        Self::builder(pool).build()
+    }
+
+    /// Settings to change.
+    pub fn builder(pool: PgPool) -> PgStoreBuilder {
+        PgStoreBuilder {
+            pool,
+            max_connections: 8,
+            statement_timeout: Duration::from_secs(5),
+            pgbouncer: false,
+            share_pool: false,
+        }
+    }
+}
+
+impl PgStoreBuilder {
+    /// The most connections the store opens. Default: 8.
+    pub fn with_max_connections(mut self, max: u32) -> Self {
+        self.max_connections = max.max(1);
+        self
+    }
+
+    /// How long the server works on one statement of the store before it gives up; also how long a
+    /// caller waits for a connection. Default: 5 s. Not set on the server behind PgBouncer.
+    pub fn with_statement_timeout(mut self, timeout: Duration) -> Self {
+        self.statement_timeout = timeout;
+        self
+    }
+
+    /// Set it where the pool leads to PgBouncer in transaction mode: no statement is prepared by
+    /// name, and no setting of the session relied on. Default: `false`.
+    ///
+    /// PgBouncer needs `ignore_startup_parameters = extra_float_digits`. Run
+    /// [`migrate`](PgStore::migrate) over a direct connection.
+    pub fn with_pgbouncer(mut self, pgbouncer: bool) -> Self {
+        self.pgbouncer = pgbouncer;
+        self
+    }
+
+    /// Uses the given pool itself in place of connections of its own. Default: `false`.
+    ///
+    /// Only for applications that never cancel a `begin()`; sqlx may otherwise hand the store a
+    /// connection inside an abandoned transaction. Session settings are then the application's, too.
+    pub fn with_shared_pool(mut self, share: bool) -> Self {
+        self.share_pool = share;
+        self
+    }
+
+    /// The store. Connects when first used.
+    #[must_use]
+    pub fn build(self) -> PgStore {
+        PgStore {
+            persistent: !self.pgbouncer,
+            pool: if self.share_pool {
+                self.pool
+            } else {
+                connection::own_pool(&self)
+            },
+        }
+    }
+}
+
+impl Store for PgStore {
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        protocol::claim(self, request).await
+    }
+
+    async fn complete(&self, claim: &Claim, completion: &Completion) -> Result<(), StoreError> {
+        protocol::complete(self, claim, completion).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
+        protocol::release(self, claim).await
+    }
+
+    async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
+        protocol::hold(self, claim, references).await
+    }
+
+    async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
+        self.extend_leases(leases).await
+    }
+
+    async fn lookup(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<Existing>, StoreError> {
+        protocol::lookup(self, identity, fingerprint).await
+    }
+
+    async fn resolve(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        self.resolve_held(identity, token, resolution).await
+    }
+
+    async fn list_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        self.select_held(after, limit).await
+    }
+
+    async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
+        self.sweep(limit).await
+    }
+}

@@ -1,0 +1,64 @@
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{Executor, Postgres};
+
+use super::PgStore;
+use super::types::PgUuid;
+use crate::extract::References;
+use crate::store::{Claim, Completion, StoreError};
+
+const UPDATE_COMPLETED: &str = "
+update idempotency.record
+set state = 'completed', answer = $3, refs = $4, sweep_at = expires_at
+where id = $1 and token = $2 and state in ('running', 'held')";
+
+const DELETE_CLAIMED: &str = "
+delete from idempotency.record
+where id = $1 and token = $2 and state in ('running', 'held')";
+
+const UPDATE_HELD: &str = "
+update idempotency.record set state = 'held', refs = $3, sweep_at = 'infinity'
+where id = $1 and token = $2 and state = 'running'";
+
+impl PgStore {
+    pub(super) async fn update_completed(
+        &self,
+        claim: &Claim,
+        completion: &Completion,
+    ) -> Result<bool, StoreError> {
+        let query = fenced(UPDATE_COMPLETED, claim)
+            .bind(completion.answer.encode())
+            .bind(completion.references.to_json());
+        self.changes_one(query).await
+    }
+
+    pub(super) async fn delete_claimed(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.changes_one(fenced(DELETE_CLAIMED, claim)).await
+    }
+
+    pub(super) async fn update_held(
+        &self,
+        claim: &Claim,
+        references: &References,
+    ) -> Result<bool, StoreError> {
+        let query = fenced(UPDATE_HELD, claim).bind(references.to_json());
+        self.changes_one(query).await
+    }
+
+    /// Whether the statement changed its row; ids are unique, so there is one at most.
+    pub(super) async fn changes_one(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<bool, StoreError> {
+        let mut connection = self.connection().await?;
+        let query = query.persistent(self.persistent);
+        let result = (&mut *connection).execute(query).await;
+        Ok(connection.finish(result)?.rows_affected() == 1)
+    }
+}
+
+fn fenced(sql: &'static str, claim: &Claim) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(sql)
+        .bind(PgUuid::from(claim.identity.id()))
+        .bind(PgUuid::from(claim.token))
+}

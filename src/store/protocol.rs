@@ -1,0 +1,271 @@
+//! The rules of a record, once for every store of this crate: a store brings the statements
+//! ([`Records`]), and the steps and decisions are made here.
+
+use std::future::Future;
+use std::time::{Duration, SystemTime};
+
+use super::{Claim, ClaimRequest, Claimed, Completed, Completion, Existing, StoreError};
+use crate::envelope::Envelope;
+use crate::extract::References;
+use crate::fingerprint::Fingerprint;
+use crate::identity::Identity;
+use crate::policy::Lost;
+use crate::store::Token;
+
+/// Rounds of a claim before it gives up: each means that the record changed between two statements.
+const CLAIM_ROUNDS: u32 = 16;
+
+/// Most held records that are listed at once.
+pub(crate) const MAX_HELD_PAGE: u32 = 1000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    Completed,
+    Held,
+}
+
+/// A record as one statement read it; times are already compared with the store's clock.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) digest: Vec<u8>,
+    pub(crate) state: State,
+    pub(crate) token: Token,
+    pub(crate) attempt: u32,
+    pub(crate) lost: Lost,
+    pub(crate) fingerprint: Vec<u8>,
+    pub(crate) lease_left: Option<Duration>,
+    pub(crate) expired: bool,
+    pub(crate) expires_at: SystemTime,
+    pub(crate) answer: Option<Vec<u8>>,
+    pub(crate) references: Option<String>,
+}
+
+/// One statement each, atomic, by the store's clock. Those that return a `bool` say whether they
+/// changed a row.
+pub(crate) trait Records: Sync {
+    /// Inserts a running record unless the id is taken; the end of its retention if it was inserted.
+    fn insert(
+        &self,
+        request: &ClaimRequest,
+    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+
+    /// Reads a record with a snapshot of its own.
+    fn select(
+        &self,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send;
+
+    /// Makes the record `request`'s if it still carries `old` and, being running, its lease, being
+    /// completed, its retention is over.
+    fn take_over(
+        &self,
+        request: &ClaimRequest,
+        old: Token,
+        attempt: u32,
+    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+
+    /// Holds a running record that carries `token` and whose lease is over.
+    fn hold_lost(
+        &self,
+        identity: &Identity,
+        token: Token,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    fn update_completed(
+        &self,
+        claim: &Claim,
+        completion: &Completion,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    fn delete_claimed(
+        &self,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    fn update_held(
+        &self,
+        claim: &Claim,
+        references: &References,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+}
+
+/// What a claim does about the record it met.
+#[derive(Debug)]
+enum Step {
+    Return(Claimed),
+    TakeOver { attempt: u32, abandoned: bool },
+    HoldLost,
+}
+
+/// Insert; on a conflict read with a new snapshot; if the record is gone, insert again. Reading back
+/// in the inserting statement would see neither row when two overlap.
+pub(crate) async fn claim(
+    records: &impl Records,
+    request: &ClaimRequest,
+) -> Result<Claimed, StoreError> {
+    for _ in 0..CLAIM_ROUNDS {
+        if let Some(expires_at) = records.insert(request).await? {
+            return Ok(Claimed::Acquired(request.claim(1, expires_at)));
+        }
+        let Some(row) = records.select(&request.identity).await? else {
+            continue;
+        };
+        let old = row.token;
+        match row.step_for(request)? {
+            Step::Return(claimed) => return Ok(claimed),
+            Step::HoldLost => {
+                records.hold_lost(&request.identity, old).await?;
+            }
+            Step::TakeOver { attempt, abandoned } => {
+                if let Some(expires_at) = records.take_over(request, old, attempt).await? {
+                    let claim = request.claim(attempt, expires_at);
+                    return Ok(if abandoned {
+                        Claimed::Abandoned(claim)
+                    } else {
+                        Claimed::Acquired(claim)
+                    });
+                }
+            }
+        }
+    }
+    Err(StoreError::unavailable(
+        "record changed in every round of the claim",
+    ))
+}
+
+pub(crate) async fn complete(
+    records: &impl Records,
+    claim: &Claim,
+    completion: &Completion,
+) -> Result<(), StoreError> {
+    if records.update_completed(claim, completion).await? {
+        return Ok(());
+    }
+    let row = records.select(&claim.identity).await?;
+    own(row, claim, State::Completed)
+}
+
+pub(crate) async fn release(records: &impl Records, claim: &Claim) -> Result<(), StoreError> {
+    if records.delete_claimed(claim).await? {
+        return Ok(());
+    }
+    match records.select(&claim.identity).await? {
+        None => Ok(()),
+        Some(_) => Err(StoreError::claim_lost()),
+    }
+}
+
+pub(crate) async fn hold(
+    records: &impl Records,
+    claim: &Claim,
+    references: &References,
+) -> Result<(), StoreError> {
+    if records.update_held(claim, references).await? {
+        return Ok(());
+    }
+    let row = records.select(&claim.identity).await?;
+    own(row, claim, State::Held)
+}
+
+pub(crate) async fn lookup(
+    records: &impl Records,
+    identity: &Identity,
+    fingerprint: &Fingerprint,
+) -> Result<Option<Existing>, StoreError> {
+    match records.select(identity).await? {
+        None => Ok(None),
+        Some(row) => row.seen_by(identity, fingerprint),
+    }
+}
+
+/// A write that changed nothing succeeded before if the record shows its own mark.
+fn own(row: Option<Row>, claim: &Claim, state: State) -> Result<(), StoreError> {
+    match row {
+        Some(row) if row.token == claim.token && row.state == state => Ok(()),
+        _ => Err(StoreError::claim_lost()),
+    }
+}
+
+impl Row {
+    fn step_for(self, request: &ClaimRequest) -> Result<Step, StoreError> {
+        self.check_identity(&request.identity)?;
+        if self.token == request.token && self.state == State::Running {
+            let claim = request.claim(self.attempt, self.expires_at);
+            return Ok(Step::Return(Claimed::Acquired(claim)));
+        }
+        if self.state == State::Completed && self.expired {
+            return Ok(Step::TakeOver {
+                attempt: 1,
+                abandoned: false,
+            });
+        }
+        let is_lost = self.state == State::Running && self.lease_left.is_none();
+        if !is_lost || !self.is_of(&request.fingerprint)? {
+            let existing = self.existing_for(&request.fingerprint)?;
+            return Ok(Step::Return(Claimed::Existing(existing)));
+        }
+        Ok(match self.lost {
+            Lost::Hold => Step::HoldLost,
+            Lost::Rerun | Lost::Answer => Step::TakeOver {
+                attempt: self.attempt.saturating_add(1),
+                abandoned: self.lost == Lost::Answer,
+            },
+        })
+    }
+
+    fn seen_by(
+        self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<Existing>, StoreError> {
+        self.check_identity(identity)?;
+        if self.state == State::Completed && self.expired {
+            return Ok(None);
+        }
+        self.existing_for(fingerprint).map(Some)
+    }
+
+    fn existing_for(self, fingerprint: &Fingerprint) -> Result<Existing, StoreError> {
+        if !self.is_of(fingerprint)? {
+            return Ok(Existing::Mismatch);
+        }
+        match self.state {
+            State::Held => Ok(Existing::Held),
+            State::Completed => self.completed().map(Box::new).map(Existing::Completed),
+            State::Running => Ok(Existing::InProgress {
+                lease_left: self.lease_left.unwrap_or_default(),
+            }),
+        }
+    }
+
+    fn completed(self) -> Result<Completed, StoreError> {
+        let answer = self
+            .answer
+            .ok_or_else(|| StoreError::corrupt("no answer"))?;
+        Ok(Completed {
+            answer: Envelope::decode(&answer).map_err(StoreError::corrupt)?,
+            references: references(self.references.as_deref())?,
+            expires_at: self.expires_at,
+        })
+    }
+
+    /// Ids are 16 bytes: a collision is improbable, and would replay one client's answer to another.
+    fn check_identity(&self, identity: &Identity) -> Result<(), StoreError> {
+        if self.digest == identity.digest() {
+            Ok(())
+        } else {
+            Err(StoreError::corrupt("two identities share one record id"))
+        }
+    }
+
+    fn is_of(&self, fingerprint: &Fingerprint) -> Result<bool, StoreError> {
+        let stored = Fingerprint::from_bytes(&self.fingerprint)
+            .ok_or_else(|| StoreError::corrupt("fingerprint cannot be read"))?;
+        Ok(fingerprint.matches(&stored))
+    }
+}
+
+pub(crate) fn references(json: Option<&str>) -> Result<References, StoreError> {
+    References::from_json(json).ok_or_else(|| StoreError::corrupt("references cannot be read"))
+}

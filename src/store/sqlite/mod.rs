@@ -1,0 +1,178 @@
+//! SQLite, the embedded store: one file, one host, nothing to install.
+//!
+//! The table is `idempotency_record`, made by [`SqliteStore::migrate`]. Several processes of one
+//! host may share the file. Decisions are made by the host's clock: when it is set back, leases and
+//! retention last longer by as much.
+
+mod connection;
+mod records;
+mod settle;
+
+use std::fmt;
+
+use sqlx::SqlSafeStr;
+use sqlx::SqlitePool;
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+
+use super::protocol;
+use super::{
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
+    Resolution, Store, StoreError, Swept, Token,
+};
+use crate::extract::References;
+use crate::fingerprint::Fingerprint;
+use crate::identity::{Identity, RecordId};
+
+/// Records in one SQLite file.
+///
+/// The store opens one connection of its own to the file of the pool it is given; every statement
+/// goes through it, with `synchronous = full` and a write-ahead log, so that a recorded answer
+/// survives the end of the process and of the machine.
+///
+/// Cheap to clone; clones share the connection.
+///
+/// ```
+/// use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+/// use tower_idempotency::{IdempotencyLayer, Policy, Scope, SqliteStore};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = std::env::temp_dir().join(format!("doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&directory)?;
+/// # let path = directory.join("shop.db");
+/// let file = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+/// let store = SqliteStore::new(SqlitePoolOptions::new().connect_with(file).await?);
+/// store.migrate().await?;
+/// let layer = IdempotencyLayer::new(store, Scope::header("x-tenant-id")?)
+///     .with_policy(Policy::critical())?;
+/// # std::fs::remove_dir_all(&directory)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    pool: SqlitePool,
+    durable: bool,
+}
+
+impl SqliteStore {
+    /// A store in the file of `pool`. Opens it when first used.
+    ///
+    /// A database in memory works, and is not durable.
+    #[must_use]
+    pub fn new(pool: SqlitePool) -> Self {
+        let file = pool.connect_options();
+        Self {
+            durable: connection::is_file(&file),
+            pool: connection::own_pool(&file),
+        }
+    }
+
+    /// Creates or upgrades the table, all of it or nothing. Safe to run on every start, and from
+    /// several processes at once.
+    ///
+    /// The files in `migrations/sqlite` are the same ones, for those who run migrations with the
+    /// `sqlx` command line; this method then finds everything in place.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be opened or written, or was migrated by a newer version.
+    pub async fn migrate(&self) -> Result<(), SchemaError> {
+        let mut connection = self.acquire().await?;
+        let migrated = connection::migrate(&mut connection, &migrator()).await;
+        if migrated.is_ok() {
+            connection.keep();
+        }
+        migrated.map_err(SchemaError)
+    }
+}
+
+fn migrator() -> Migrator {
+    let record = Migration::new(
+        1,
+        "record".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/sqlite/0001_record.sql").into_sql_str(),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![record]);
+    migrator.dangerous_set_table_name("_idempotency_migrations");
+    migrator
+}
+
+/// The table could not be created or upgraded; nothing was changed.
+#[derive(Debug)]
+pub struct SchemaError(MigrateError);
+
+impl From<sqlx::Error> for SchemaError {
+    fn from(error: sqlx::Error) -> Self {
+        Self(MigrateError::Execute(error))
+    }
+}
+
+impl fmt::Display for SchemaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot create or upgrade the idempotency table")
+    }
+}
+
+impl std::error::Error for SchemaError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl Store for SqliteStore {
+    fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        protocol::claim(self, request).await
+    }
+
+    async fn complete(&self, claim: &Claim, completion: &Completion) -> Result<(), StoreError> {
+        protocol::complete(self, claim, completion).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
+        protocol::release(self, claim).await
+    }
+
+    async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
+        protocol::hold(self, claim, references).await
+    }
+
+    async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
+        self.extend_leases(leases).await
+    }
+
+    async fn lookup(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<Existing>, StoreError> {
+        protocol::lookup(self, identity, fingerprint).await
+    }
+
+    async fn resolve(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        self.resolve_held(identity, token, resolution).await
+    }
+
+    async fn list_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        self.select_held(after, limit).await
+    }
+
+    async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
+        self.sweep(limit).await
+    }
+}

@@ -1,0 +1,131 @@
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row as _, Sqlite};
+
+use super::SqliteStore;
+use super::records::token;
+use crate::identity::{Identity, RecordId};
+use crate::store::lent::error;
+use crate::store::protocol::{self, MAX_HELD_PAGE};
+use crate::store::sql::time;
+use crate::store::{HeldRecord, LeaseRenewal, Renewed, Resolution, StoreError, Swept, Token};
+
+const EXTEND: &str = "
+update idempotency_record set leased_until = unixepoch('subsec') + ?3
+where id = ?1 and token = ?2 and state = 'running'";
+
+/// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
+const RESOLVE_ANSWER: &str = "
+update idempotency_record set
+    state = 'completed', token = ?3, answer = ?4,
+    expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
+from (select unixepoch('subsec') as now)
+where id = ?1 and token = ?2 and state = 'held'";
+
+const RESOLVE_RELEASE: &str = "
+delete from idempotency_record where id = ?1 and token = ?2 and state = 'held'";
+
+/// Held rows alone have an infinite `sweep_at`, so the index finds them.
+const LIST_HELD: &str = "
+select scope, operation, key, token, attempt, refs, claimed_at
+from idempotency_record
+where sweep_at = 9e999 and state = 'held' and (?1 is null or id > ?1)
+order by id limit ?2";
+
+const DELETE_EXPIRED: &str = "
+delete from idempotency_record where id in (
+    select id from idempotency_record
+    where sweep_at <= unixepoch('subsec') and expires_at <= unixepoch('subsec')
+        and (state = 'completed' or state = 'running'
+            and lost <> 'hold' and leased_until <= unixepoch('subsec'))
+    order by sweep_at limit ?1
+)";
+
+const HOLD_LOST: &str = "
+update idempotency_record set state = 'held', sweep_at = 9e999 where id in (
+    select id from idempotency_record
+    where sweep_at <= unixepoch('subsec') and leased_until <= unixepoch('subsec')
+        and state = 'running' and lost = 'hold'
+    order by sweep_at limit ?1
+)";
+
+impl SqliteStore {
+    /// One statement each: SQLite locks the file, never a row, so none can be stuck by itself.
+    pub(super) async fn extend_leases(
+        &self,
+        leases: &[LeaseRenewal],
+    ) -> Result<Vec<Renewed>, StoreError> {
+        let mut renewed = Vec::with_capacity(leases.len());
+        for renewal in leases {
+            let query = fenced(EXTEND, &renewal.claim.identity, renewal.claim.token)
+                .bind(renewal.lease.as_secs_f64());
+            renewed.push(match self.execute(query).await? {
+                0 => Renewed::Lost,
+                _ => Renewed::Kept,
+            });
+        }
+        Ok(renewed)
+    }
+
+    pub(super) async fn resolve_held(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        let query = match resolution {
+            Resolution::Answer(answer) => fenced(RESOLVE_ANSWER, identity, token)
+                .bind(Token::random()?.as_bytes().to_vec())
+                .bind(answer.encode()),
+            Resolution::Release => fenced(RESOLVE_RELEASE, identity, token),
+        };
+        match self.execute(query).await? {
+            0 => Err(StoreError::claim_lost()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn select_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        let query = sqlx::query(LIST_HELD)
+            .bind(after.map(|id| id.as_bytes().to_vec()))
+            .bind(limit.min(MAX_HELD_PAGE));
+        let mut connection = self.connection().await?;
+        let result = query.fetch_all(&mut *connection).await;
+        connection.finish(result)?.iter().map(read_held).collect()
+    }
+
+    pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
+        Ok(Swept {
+            held: self.execute(sqlx::query(HOLD_LOST).bind(limit)).await?,
+            deleted: self
+                .execute(sqlx::query(DELETE_EXPIRED).bind(limit))
+                .await?,
+        })
+    }
+}
+
+pub(super) fn fenced(
+    sql: &'static str,
+    identity: &Identity,
+    token: Token,
+) -> Query<'static, Sqlite, SqliteArguments> {
+    sqlx::query(sql)
+        .bind(identity.id().as_bytes().to_vec())
+        .bind(token.as_bytes().to_vec())
+}
+
+fn read_held(row: &SqliteRow) -> Result<HeldRecord, StoreError> {
+    let text = |column| row.try_get::<String, _>(column).map_err(error);
+    let references: Option<String> = row.try_get("refs").map_err(error)?;
+    Ok(HeldRecord {
+        identity: Identity::new(text("scope")?, text("operation")?, text("key")?),
+        token: token(row)?,
+        attempt: row.try_get("attempt").map_err(error)?,
+        references: protocol::references(references.as_deref())?,
+        claimed_at: time(row.try_get("claimed_at").map_err(error)?)?,
+    })
+}

@@ -1,0 +1,106 @@
+use std::error::Error;
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::store::{Store, Swept};
+
+/// Deletes records whose retention is over, and holds lost attempts that nobody retries, in bounded
+/// batches: a task that the application spawns.
+///
+/// One process of a service is enough; several do no harm.
+///
+/// ```no_run
+/// use tower_idempotency::{MemoryStore, Sweeper};
+///
+/// # async fn example(store: MemoryStore) {
+/// tokio::spawn(Sweeper::new(store).run());
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sweeper<S> {
+    store: S,
+    interval: Duration,
+    batch: u32,
+}
+
+impl<S: Store> Sweeper<S> {
+    /// A sweeper of `store`: batches of 1,000, every minute.
+    #[must_use]
+    pub fn new(store: S) -> Self {
+        Self {
+            store,
+            interval: Duration::from_secs(60),
+            batch: 1000,
+        }
+    }
+
+    /// How long to wait when nothing is left to sweep. Default: 60 s.
+    ///
+    /// # Errors
+    ///
+    /// `interval` of zero.
+    pub fn with_interval(mut self, interval: Duration) -> Result<Self, ConfigError> {
+        if interval.is_zero() {
+            return Err(ConfigError::new("interval", "must be longer than zero"));
+        }
+        self.interval = interval;
+        Ok(self)
+    }
+
+    /// The most records one statement deletes. Default: 1,000: more hold up other work for longer.
+    ///
+    /// # Errors
+    ///
+    /// `batch` of zero or more than 100,000.
+    pub fn with_batch(mut self, batch: u32) -> Result<Self, ConfigError> {
+        if !(1..=100_000).contains(&batch) {
+            let reason = format!("must be 1 to 100000, not {batch}");
+            return Err(ConfigError::new("batch", reason));
+        }
+        self.batch = batch;
+        Ok(self)
+    }
+
+    /// Sweeps until dropped. Errors are logged, and the next round tries again.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any time: each batch is one statement.
+    pub async fn run(self) {
+        loop {
+            match self.sweep().await {
+                Ok(swept) if swept != Swept::default() => {
+                    tracing::debug!(deleted = swept.deleted, held = swept.held, "swept");
+                    if swept.held > 0 {
+                        tracing::warn!(held = swept.held, "lost attempts are held for a person");
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let cause: &dyn Error = &error;
+                    tracing::warn!(error = cause, source = error.source(), "cannot sweep");
+                }
+            }
+            tokio::time::sleep(self.interval).await;
+        }
+    }
+
+    /// Sweeps batch by batch until nothing is left.
+    ///
+    /// # Errors
+    ///
+    /// The store's; what was swept before stays swept.
+    pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
+        let mut total = Swept::default();
+        loop {
+            let swept = self.store.delete_expired(self.batch).await?;
+            total.deleted += swept.deleted;
+            total.held += swept.held;
+            let full = u64::from(self.batch);
+            if swept.deleted < full && swept.held < full {
+                return Ok(total);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
