@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -45,13 +46,11 @@ use crate::store::Store;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct IdempotencyLayer<S> {
     shared: Arc<Shared<S>>,
 }
 
 /// What every service of a layer reads.
-#[derive(Debug)]
 pub(crate) struct Shared<S> {
     pub(crate) core: Arc<Core<S>>,
     pub(crate) policies: PolicyHandle,
@@ -65,7 +64,6 @@ pub(crate) struct Shared<S> {
 }
 
 /// What all layers made from one [`IdempotencyLayer::new`] have in common.
-#[derive(Debug)]
 pub(crate) struct Core<S> {
     pub(crate) store: Arc<S>,
     pub(crate) running: Arc<Running>,
@@ -328,6 +326,14 @@ fn event(code: Code) -> Event {
         Code::StoreUnavailable | Code::Overloaded | Code::ShuttingDown => Event::Unavailable,
         Code::RecordUnreadable => Event::Unreadable,
         _ => Event::Refused,
+    }
+}
+
+impl<S> fmt::Debug for IdempotencyLayer<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyLayer")
+            .field("policies", &self.shared.policies)
+            .finish_non_exhaustive()
     }
 }
 

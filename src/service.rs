@@ -1,3 +1,4 @@
+use std::fmt;
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +21,6 @@ use crate::run::{self, Call};
 use crate::store::Store;
 
 /// The service an [`IdempotencyLayer`](crate::IdempotencyLayer) makes of another.
-#[derive(Debug)]
 pub struct Idempotency<I, S> {
     inner: I,
     shared: Arc<Shared<S>>,
@@ -29,6 +29,14 @@ pub struct Idempotency<I, S> {
 impl<I, S> Idempotency<I, S> {
     pub(crate) fn new(inner: I, shared: Arc<Shared<S>>) -> Self {
         Self { inner, shared }
+    }
+}
+
+impl<I: fmt::Debug, S> fmt::Debug for Idempotency<I, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Idempotency")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
     }
 }
 
