@@ -269,3 +269,162 @@ impl Row {
 pub(crate) fn references(json: Option<&str>) -> Result<References, StoreError> {
     References::from_json(json).ok_or_else(|| StoreError::corrupt("references cannot be read"))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// What the statements of one claim meet, one after the other.
+    #[derive(Default)]
+    struct Script {
+        inserts: Mutex<Vec<bool>>,
+        rows: Mutex<Vec<Option<Row>>>,
+        take_overs: Mutex<Vec<bool>>,
+        held: Mutex<u32>,
+    }
+
+    fn next<T>(script: &Mutex<Vec<T>>) -> T {
+        script.lock().unwrap().remove(0)
+    }
+
+    impl Records for Script {
+        async fn insert(&self, _: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
+            Ok(next(&self.inserts).then_some(SystemTime::UNIX_EPOCH))
+        }
+
+        async fn select(&self, _: &Identity) -> Result<Option<Row>, StoreError> {
+            Ok(next(&self.rows))
+        }
+
+        async fn take_over(
+            &self,
+            _: &ClaimRequest,
+            _: Token,
+            _: u32,
+        ) -> Result<Option<SystemTime>, StoreError> {
+            Ok(next(&self.take_overs).then_some(SystemTime::UNIX_EPOCH))
+        }
+
+        async fn hold_lost(&self, _: &Identity, _: Token) -> Result<bool, StoreError> {
+            *self.held.lock().unwrap() += 1;
+            Ok(true)
+        }
+
+        async fn update_completed(&self, _: &Claim, _: &Completion) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+
+        async fn delete_claimed(&self, _: &Claim) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+
+        async fn update_held(&self, _: &Claim, _: &References) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+    }
+
+    fn request() -> ClaimRequest {
+        ClaimRequest {
+            identity: Identity::new("s", "o", "k"),
+            fingerprint: Fingerprint::of_bytes(b"request"),
+            token: Token::from_bytes([1; 16]),
+            lost: Lost::Rerun,
+            lease: Duration::from_secs(30),
+            ttl: Duration::from_secs(3600),
+        }
+    }
+
+    fn row(state: State) -> Row {
+        let answer = Envelope::new(http::Response::new(Bytes::from_static(b"first")));
+        Row {
+            digest: request().identity.digest().to_vec(),
+            state,
+            token: Token::from_bytes([2; 16]),
+            attempt: 1,
+            lost: Lost::Rerun,
+            fingerprint: request().fingerprint.to_bytes(),
+            lease_left: Some(Duration::from_secs(9)),
+            expired: false,
+            expires_at: SystemTime::UNIX_EPOCH,
+            answer: (state == State::Completed).then(|| answer.encode()),
+            references: None,
+        }
+    }
+
+    async fn lost_race(rows: Vec<Option<Row>>, inserts: Vec<bool>) -> Claimed {
+        let script = Script {
+            inserts: Mutex::new(inserts),
+            rows: Mutex::new(rows),
+            ..Script::default()
+        };
+        claim(&script, &request()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn c5_a_lost_insert_race_replays_what_the_winner_completed() {
+        let claimed = lost_race(vec![Some(row(State::Completed))], vec![false]).await;
+        assert!(matches!(claimed, Claimed::Existing(Existing::Completed(_))));
+    }
+
+    #[tokio::test]
+    async fn c5_a_lost_insert_race_is_in_progress_while_the_winner_runs() {
+        let claimed = lost_race(vec![Some(row(State::Running))], vec![false]).await;
+        assert!(matches!(
+            claimed,
+            Claimed::Existing(Existing::InProgress { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn c5_a_lost_insert_race_is_run_again_where_the_winner_vanished() {
+        let claimed = lost_race(vec![None], vec![false, true]).await;
+        assert!(matches!(claimed, Claimed::Acquired(_)));
+    }
+
+    #[tokio::test]
+    async fn a_lost_takeover_race_looks_again() {
+        let lost = Row {
+            lease_left: None,
+            ..row(State::Running)
+        };
+        let script = Script {
+            inserts: Mutex::new(vec![false, false]),
+            rows: Mutex::new(vec![Some(lost), Some(row(State::Running))]),
+            take_overs: Mutex::new(vec![false]),
+            ..Script::default()
+        };
+        let claimed = claim(&script, &request()).await.unwrap();
+        assert!(matches!(
+            claimed,
+            Claimed::Existing(Existing::InProgress { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_claim_whose_record_changes_in_every_round_gives_up() {
+        let rounds = CLAIM_ROUNDS as usize;
+        let script = Script {
+            inserts: Mutex::new(vec![false; rounds]),
+            rows: Mutex::new(vec![None; rounds]),
+            ..Script::default()
+        };
+        let error = claim(&script, &request()).await.unwrap_err();
+        assert_eq!(error.kind(), super::super::StoreErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_lost_attempt_of_another_request_is_a_mismatch_and_stays_as_it_is() {
+        let other = Row {
+            lease_left: None,
+            fingerprint: Fingerprint::of_bytes(b"other").to_bytes(),
+            ..row(State::Running)
+        };
+        let claimed = lost_race(vec![Some(other)], vec![false]).await;
+        assert!(matches!(claimed, Claimed::Existing(Existing::Mismatch)));
+    }
+}
