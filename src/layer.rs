@@ -7,6 +7,7 @@ use axum_core::body::Body;
 use http::Response;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_layer::Layer;
 use tracing::Instrument;
 
@@ -70,7 +71,7 @@ pub(crate) struct Core<S> {
     /// Claims given up that are still to be taken back.
     pub(crate) withdrawals: Arc<Semaphore>,
     counters: Counters,
-    tasks: TaskTracker,
+    pub(crate) tasks: TaskTracker,
     is_closing: AtomicBool,
 }
 
@@ -305,14 +306,17 @@ impl<S: Store> Shared<S> {
         self.core.counters.count(event);
     }
 
-    pub(crate) fn is_closing(&self) -> bool {
-        self.core.is_closing.load(Ordering::SeqCst)
+    /// Leave to begin something that a shutdown waits for, unless it has begun. The token is taken
+    /// first: a shutdown sees it, or is seen.
+    pub(crate) fn enter(&self) -> Option<TaskTrackerToken> {
+        let token = self.core.tasks.token();
+        (!self.core.is_closing.load(Ordering::SeqCst)).then_some(token)
     }
 
     /// Runs a future to its end, whoever waits for it, within the current span.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let task = self.hook.apply(Detached::new(future));
-        self.core.tasks.spawn(task.in_current_span());
+        tokio::spawn(task.in_current_span());
     }
 }
 

@@ -398,3 +398,17 @@ impl fmt::Debug for Renderer {
         f.write_str("Renderer")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_explained_with_its_status() {
+        let problems = include_str!("problems.rs");
+        for code in Code::ALL {
+            let row = format!("`{code}`</span> | {} |", code.status().as_u16());
+            assert!(problems.contains(&row), "{row}");
+        }
+    }
+}

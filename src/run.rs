@@ -70,14 +70,14 @@ where
     let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
         return Ok(shared.reject(&Rejection::new(Code::Overloaded)));
     };
-    if shared.is_closing() {
+    let Some(entered) = shared.enter() else {
         return Ok(shared.reject(&Rejection::new(Code::ShuttingDown)));
-    }
+    };
     let request = Request::from_parts(parts, body.into_body());
     let (sender, answer) = oneshot::channel();
     shared.spawn(async move {
         exchange.drive(inner, request, Reply(Some(sender))).await;
-        drop(permit);
+        drop((permit, entered));
     });
     match answer.await {
         Ok(answer) => answer,

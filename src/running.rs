@@ -215,8 +215,27 @@ impl Running {
     }
 }
 
+/// The task of the heartbeat. Should it be dropped with its runtime, or panic with its store, the
+/// next attempt that is listed starts another.
+struct Heart {
+    running: Arc<Running>,
+    beats: bool,
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        if self.beats {
+            self.running.lock().has_heartbeat = false;
+        }
+    }
+}
+
 /// Runs while there are leases to renew. One slow or failing round is followed by the next.
 async fn beat<S: Store>(store: S, running: Arc<Running>) {
+    let mut heart = Heart {
+        running: running.clone(),
+        beats: true,
+    };
     while let Some(next) = running.next_beat() {
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => {}
@@ -237,6 +256,8 @@ async fn beat<S: Store>(store: S, running: Arc<Running>) {
         });
         running.renewed(&due, sent, &outcome);
     }
+    // Said under the lock already: another heart may beat by now.
+    heart.beats = false;
 }
 
 async fn renew<S: Store>(

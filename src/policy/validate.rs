@@ -7,6 +7,7 @@ use crate::error::ConfigError;
 
 /// Longest retention: ten years. Longer is a mistake, and further on, timestamps overflow.
 const MAX_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
+const MIN_LEASE: Duration = Duration::from_millis(100);
 const MAX_KEY: usize = 4096;
 const MAX_NAME: usize = 255;
 /// A field of an envelope is counted in 32 bits.
@@ -52,6 +53,13 @@ impl Policy {
                 format!("must be at most ten years, not {} s", time.as_secs())
             })?;
         }
+        check(self.lease >= MIN_LEASE, "lease", || {
+            format!(
+                "must be at least {} ms, not {} ms: it is renewed three times in its length",
+                MIN_LEASE.as_millis(),
+                self.lease.as_millis()
+            )
+        })?;
         if let Duplicates::Wait(limit) = self.duplicates {
             check(!limit.is_zero(), "duplicates", || {
                 "must wait longer than zero: use Duplicates::Reject".into()
@@ -140,6 +148,13 @@ mod tests {
         );
         let wait = Policy::high().with_duplicates(Duplicates::Wait(zero));
         assert_eq!(refused(wait), "duplicates");
+    }
+
+    #[test]
+    fn a_lease_too_short_to_be_kept_is_refused() {
+        let millis = |lease| Policy::high().with_lease(Duration::from_millis(lease));
+        assert_eq!(refused(millis(99)), "lease");
+        assert_eq!(millis(100).validate(true), Ok(()));
     }
 
     #[test]

@@ -41,14 +41,18 @@ impl<S: Store> Exchange<S> {
             match self.try_claim(&request).await {
                 Ok(Claimed::Acquired(claim)) => return Entry::Claimed(claim, sent),
                 Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
-                Ok(Claimed::Existing(Existing::InProgress { .. })) if Instant::now() < give_up => {
-                    let pause = backoff.next_pause().min(give_up - sent);
+                Ok(Claimed::Existing(existing)) => {
+                    let now = Instant::now();
+                    let running = matches!(existing, Existing::InProgress { .. });
+                    if !running || now >= give_up {
+                        return Entry::Answer(self.answer_existing(existing));
+                    }
+                    let pause = backoff.next_pause().min(give_up - now);
                     if tokio::time::timeout(pause, reply.closed()).await.is_ok() {
-                        // The client is gone: the first answer waits in the record.
-                        return Entry::Answer(Response::default());
+                        // The client is gone: the first answer will be in the record.
+                        return Entry::Answer(self.answer_existing(existing));
                     }
                 }
-                Ok(Claimed::Existing(existing)) => return Entry::Answer(self.existing(existing)),
                 Err(error) => return self.store_down(&request, &error),
             }
         }
@@ -128,12 +132,12 @@ impl<S: Store> Exchange<S> {
         let running = &self.shared.core.running;
         match running.list_unprotected(&self.identity, &self.fingerprint, request.token) {
             Ok(listed) => Entry::Unprotected(listed),
-            Err(existing) => Entry::Answer(self.existing(existing)),
+            Err(existing) => Entry::Answer(self.answer_existing(existing)),
         }
     }
 
     /// A claim whose caller gave up may have been made all the same: it is released until the store
-    /// confirms, and once more after a store timeout, for a statement that was still under way.
+    /// confirms, and once more a while later, for a statement that was still under way.
     fn withdraw(&self, claim: Claim) {
         let core = self.shared.core.clone();
         let timeout = self.shared.store_timeout;
@@ -141,7 +145,8 @@ impl<S: Store> Exchange<S> {
             tracing::warn!(id = %claim.identity.id(), "too many claims to withdraw: its lease will run out");
             return;
         };
-        self.shared.spawn(async move {
+        let tasks = core.tasks.clone();
+        tasks.spawn(async move {
             for _ in 0..2 {
                 let mut backoff = Backoff::new(timeout / 20, timeout * 2);
                 loop {
@@ -153,7 +158,7 @@ impl<S: Store> Exchange<S> {
                         Err(_elapsed) => {}
                     }
                 }
-                tokio::time::sleep(timeout).await;
+                tokio::time::sleep(timeout * 3).await;
             }
             drop(permit);
         });

@@ -9,23 +9,32 @@ use crate::stats::Event;
 use crate::store::{Completed, Existing, Store};
 
 impl<S: Store> Exchange<S> {
-    /// What a duplicate is answered.
-    pub(super) fn existing(&self, existing: Existing) -> Response<Body> {
-        let rejection = match existing {
-            Existing::Completed(completed) => return self.replay(*completed),
-            Existing::InProgress { lease_left } => Rejection::in_progress(lease_left),
-            Existing::Mismatch => Rejection::new(Code::KeyReused),
-            Existing::Held => Rejection::new(Code::OutcomeUnknown),
-        };
-        self.shared.reject(&rejection)
+    /// What a duplicate is answered, counted.
+    pub(super) fn answer_existing(&self, existing: Existing) -> Response<Body> {
+        match self.existing(existing) {
+            Ok(replay) => {
+                self.shared.count(Event::Replayed);
+                replay
+            }
+            Err(rejection) => self.shared.reject(&rejection),
+        }
     }
 
-    fn replay(&self, completed: Completed) -> Response<Body> {
+    /// The replay of a kept answer, or what is said in place of it.
+    pub(super) fn existing(&self, existing: Existing) -> Result<Response<Body>, Rejection> {
+        match existing {
+            Existing::Completed(completed) => self.replay(*completed),
+            Existing::InProgress { lease_left } => Err(Rejection::in_progress(lease_left)),
+            Existing::Mismatch => Err(Rejection::new(Code::KeyReused)),
+            Existing::Held => Err(Rejection::new(Code::OutcomeUnknown)),
+        }
+    }
+
+    fn replay(&self, completed: Completed) -> Result<Response<Body>, Rejection> {
         let Some(body) = completed.answer.body() else {
-            let rejection = Rejection::not_retained(&completed.answer, completed.references);
-            return self.shared.reject(&rejection);
+            let references = completed.references;
+            return Err(Rejection::not_retained(&completed.answer, references));
         };
-        self.shared.count(Event::Replayed);
         let mut response = Response::new(Body::from(body.clone()));
         *response.status_mut() = completed.answer.status();
         let headers = response.headers_mut();
@@ -34,6 +43,6 @@ impl<S: Store> Exchange<S> {
         }
         headers.insert(headers::REPLAYED, HeaderValue::from_static("true"));
         self.show_expiry(headers, completed.expires_at);
-        response
+        Ok(response)
     }
 }

@@ -167,7 +167,8 @@ impl<S: Store> Exchange<S> {
         if losable {
             answer
         } else {
-            Ok(self.shared.reject(&Rejection::new(Code::AnswerNotRecorded)))
+            let rejection = Rejection::new(Code::AnswerNotRecorded);
+            Ok(self.shared.renderer.render(&rejection))
         }
     }
 
@@ -178,10 +179,11 @@ impl<S: Store> Exchange<S> {
         let seen = self
             .until_timeout(|| store.lookup(&self.identity, &self.fingerprint))
             .await;
-        match seen {
+        let answer = match seen {
             Ok(Some(existing)) => self.existing(existing),
-            Ok(None) | Err(_) => self.shared.reject(&Rejection::new(Code::AnswerNotRecorded)),
-        }
+            Ok(None) | Err(_) => Err(Rejection::new(Code::AnswerNotRecorded)),
+        };
+        answer.unwrap_or_else(|rejection| self.shared.renderer.render(&rejection))
     }
 
     fn log_refused(&self, error: &StoreError) {

@@ -370,3 +370,45 @@ impl Store for MemoryStore {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    fn request(token: u8, lost: Lost) -> ClaimRequest {
+        ClaimRequest {
+            identity: Identity::new("s", "o", "k"),
+            fingerprint: Fingerprint::of_bytes(b"request"),
+            token: Token::from_bytes([token; 16]),
+            lost,
+            lease: Duration::from_secs(30),
+            ttl: Duration::from_secs(3600),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_takeover_that_only_answers_keeps_what_the_lost_attempt_began_with() {
+        let store = MemoryStore::new();
+        store.claim(&request(1, Lost::Answer)).await.unwrap();
+        for token in [2, 3] {
+            store.advance(Duration::from_secs(31));
+            let claimed = store.claim(&request(token, Lost::Rerun)).await.unwrap();
+            assert!(matches!(claimed, Claimed::Abandoned(_)), "{claimed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_store_refuses_claims_until_records_are_swept() {
+        let store = MemoryStore::with_capacity(1);
+        store.claim(&request(1, Lost::Rerun)).await.unwrap();
+        let other = ClaimRequest {
+            identity: Identity::new("s", "o", "other"),
+            ..request(2, Lost::Rerun)
+        };
+        assert!(store.claim(&other).await.is_err());
+        store.advance(Duration::from_secs(3601));
+        assert_eq!(store.delete_expired(10).await.unwrap().deleted, 1);
+        assert!(store.claim(&other).await.is_ok());
+    }
+}

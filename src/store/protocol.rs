@@ -94,7 +94,8 @@ pub(crate) trait Records: Sync {
 #[derive(Debug)]
 enum Step {
     Return(Claimed),
-    TakeOver { attempt: u32, abandoned: bool },
+    TakeOver { attempt: u32 },
+    Abandon { attempt: u32 },
     HoldLost,
 }
 
@@ -111,20 +112,25 @@ pub(crate) async fn claim(
         let Some(row) = records.select(&request.identity).await? else {
             continue;
         };
-        let old = row.token;
+        let (old, lost) = (row.token, row.lost);
         match row.step_for(request)? {
             Step::Return(claimed) => return Ok(claimed),
             Step::HoldLost => {
                 records.hold_lost(&request.identity, old).await?;
             }
-            Step::TakeOver { attempt, abandoned } => {
+            Step::TakeOver { attempt } => {
                 if let Some(expires_at) = records.take_over(request, old, attempt).await? {
-                    let claim = request.claim(attempt, expires_at);
-                    return Ok(if abandoned {
-                        Claimed::Abandoned(claim)
-                    } else {
-                        Claimed::Acquired(claim)
-                    });
+                    return Ok(Claimed::Acquired(request.claim(attempt, expires_at)));
+                }
+            }
+            Step::Abandon { attempt } => {
+                // Whoever takes over only to say so may be lost, too: the next one must say the same.
+                let request = ClaimRequest {
+                    lost,
+                    ..request.clone()
+                };
+                if let Some(expires_at) = records.take_over(&request, old, attempt).await? {
+                    return Ok(Claimed::Abandoned(request.claim(attempt, expires_at)));
                 }
             }
         }
@@ -195,22 +201,18 @@ impl Row {
             return Ok(Step::Return(Claimed::Acquired(claim)));
         }
         if self.state == State::Completed && self.expired {
-            return Ok(Step::TakeOver {
-                attempt: 1,
-                abandoned: false,
-            });
+            return Ok(Step::TakeOver { attempt: 1 });
         }
         let is_lost = self.state == State::Running && self.lease_left.is_none();
         if !is_lost || !self.is_of(&request.fingerprint)? {
             let existing = self.existing_for(&request.fingerprint)?;
             return Ok(Step::Return(Claimed::Existing(existing)));
         }
+        let attempt = self.attempt.saturating_add(1);
         Ok(match self.lost {
             Lost::Hold => Step::HoldLost,
-            Lost::Rerun | Lost::Answer => Step::TakeOver {
-                attempt: self.attempt.saturating_add(1),
-                abandoned: self.lost == Lost::Answer,
-            },
+            Lost::Rerun => Step::TakeOver { attempt },
+            Lost::Answer => Step::Abandon { attempt },
         })
     }
 
