@@ -16,6 +16,7 @@ on_every_store!(
     f4_a_mismatch_while_the_first_runs_is_key_reused,
     f4b_a_mismatch_beside_a_legitimate_retry_does_not_disturb_it,
     f5_nested_routers_with_equal_inner_paths_never_share_a_record,
+    f5_the_prefix_a_nested_router_strips_still_counts,
     f6_canonical_json_ignores_order_white_space_and_spelling,
     f9_two_principals_with_one_key_both_run,
     f10_a_request_without_a_scope_is_refused,
@@ -119,6 +120,22 @@ async fn f5_nested_routers_with_equal_inner_paths_never_share_a_record(backend: 
             .await
             .assert_replay_of(&first);
     }
+}
+
+/// One template, `/shops/{}/p/{}`, and inside of it one path, `/p/1`: only what was stripped differs.
+async fn f5_the_prefix_a_nested_router_strips_still_counts(backend: impl Backend) {
+    let runs = Runs::free();
+    let inner = Router::new()
+        .route("/p/{id}", runs.handler())
+        .layer(backend.layer());
+    let site = Site::start(Router::new().nest("/shops/{shop}", inner)).await;
+    let first = site.send(Sent::post("/shops/x/p/1").key("a")).await;
+    first.assert_run(1);
+    let other = site.send(Sent::post("/shops/y/p/1").key("a")).await;
+    other.assert_problem(409, "key-reused");
+    site.send(Sent::post("/shops/x/p/1").key("a"))
+        .await
+        .assert_replay_of(&first);
 }
 
 async fn f6_canonical_json_ignores_order_white_space_and_spelling(backend: impl Backend) {

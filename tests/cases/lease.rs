@@ -17,6 +17,7 @@ on_every_store!(
     l2_the_policy_an_attempt_began_with_decides,
     l3_a_handler_slower_than_its_lease_keeps_it,
     l4_a_late_completion_after_a_takeover_is_refused,
+    l4_a_late_completion_while_the_successor_runs_is_refused,
     l5_settings_that_cannot_work_are_refused_by_name,
     l6_the_sweep_deletes_expired_records_and_nothing_else,
     l7_a_held_record_is_listed_and_resolved_with_an_answer,
@@ -158,6 +159,42 @@ async fn l4_a_late_completion_after_a_takeover_is_refused(backend: impl Backend)
     zombie.assert_replay_of(&second);
     site.order("a").await.assert_replay_of(&second);
     assert_eq!(slow.count(), 2);
+}
+
+async fn l4_a_late_completion_while_the_successor_runs_is_refused(backend: impl Backend) {
+    // Each run waits at a gate of its own.
+    let runs = Runs::free();
+    let gates = [Runs::gated(), Runs::gated()];
+    let (counted, gated) = (runs.clone(), gates.clone());
+    let handler = crate::site::every_method(move |_body: Bytes| {
+        let (runs, gates) = (counted.clone(), gated.clone());
+        async move {
+            let run = runs.run().await;
+            gates[run - 1].run().await;
+            let body = axum::Json(serde_json::json!({ "run": run }));
+            (StatusCode::CREATED, body)
+        }
+    });
+    let rerun = policy().with_lost(Lost::Rerun);
+    let site = Site::orders(&layer(&backend, rerun), handler).await;
+    let zombie = async {
+        let zombie = site.order("a").await;
+        zombie.assert_problem(409, "request-in-progress");
+        gates[1].let_go();
+    };
+    let successor = async {
+        gates[0].entered().await;
+        backend.age(LEASE + Duration::from_secs(1)).await;
+        let (successor, ()) = tokio::join!(site.order("a"), async {
+            gates[1].entered().await;
+            gates[0].let_go();
+        });
+        successor.assert_run(2);
+        successor
+    };
+    let ((), successor) = tokio::join!(zombie, successor);
+    site.order("a").await.assert_replay_of(&successor);
+    assert_eq!(runs.count(), 2);
 }
 
 async fn l5_settings_that_cannot_work_are_refused_by_name(backend: impl Backend) {
