@@ -59,6 +59,8 @@ pub(crate) struct Running {
 #[derive(Debug, Default)]
 struct Attempts {
     by_token: HashMap<Token, Attempt>,
+    /// The latest attempt of an operation.
+    latest: HashMap<Identity, Token>,
     has_heartbeat: bool,
 }
 
@@ -66,8 +68,16 @@ struct Attempts {
 struct Attempt {
     identity: Identity,
     fingerprint: Fingerprint,
-    /// `None` for an attempt that runs without a claim, or has lost it.
-    kept: Option<Kept>,
+    claim: ClaimState,
+}
+
+#[derive(Debug)]
+enum ClaimState {
+    Kept(Kept),
+    /// Taken over by somebody else, or resolved: the store knows better.
+    Lost,
+    /// Runs without one, because the store was down.
+    Never,
 }
 
 #[derive(Debug)]
@@ -86,11 +96,54 @@ pub(crate) struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.running.lock().by_token.remove(&self.token);
+        self.running.lock().remove(self.token);
+    }
+}
+
+impl Attempts {
+    fn insert(&mut self, token: Token, attempt: Attempt) {
+        self.latest.insert(attempt.identity.clone(), token);
+        self.by_token.insert(token, attempt);
+    }
+
+    fn remove(&mut self, token: Token) {
+        let Some(attempt) = self.by_token.remove(&token) else {
+            return;
+        };
+        if self.latest.get(&attempt.identity) == Some(&token) {
+            self.latest.remove(&attempt.identity);
+        }
+    }
+
+    /// What a duplicate is answered while this process runs the operation. Its attempt is compared
+    /// by a fingerprint that the store has confirmed, or that nothing can be compared with.
+    fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
+        let running = self.by_token.get(self.latest.get(identity)?)?;
+        match running.claim {
+            ClaimState::Lost => None,
+            _ if !fingerprint.matches(&running.fingerprint) => Some(Existing::Mismatch),
+            _ => Some(Existing::InProgress {
+                lease_left: Duration::from_secs(1),
+            }),
+        }
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &Kept> {
+        let claims = self.by_token.values().map(|attempt| &attempt.claim);
+        claims.filter_map(|claim| match claim {
+            ClaimState::Kept(kept) => Some(kept),
+            ClaimState::Lost | ClaimState::Never => None,
+        })
     }
 }
 
 impl Running {
+    /// What a duplicate is answered while this process runs the operation, even when its lease has
+    /// run out because the store could not be reached.
+    pub(crate) fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
+        self.lock().find(identity, fingerprint)
+    }
+
     /// Lists a claimed attempt, and keeps its lease alive from now on. `sent` is when the claim was sent.
     pub(crate) fn keep<S: Store + Clone>(
         self: &Arc<Self>,
@@ -104,7 +157,7 @@ impl Running {
         let attempt = Attempt {
             identity: claim.identity.clone(),
             fingerprint: fingerprint.clone(),
-            kept: Some(Kept {
+            claim: ClaimState::Kept(Kept {
                 renewal: LeaseRenewal {
                     claim: claim.clone(),
                     lease: length,
@@ -114,7 +167,7 @@ impl Running {
             }),
         };
         let mut attempts = self.lock();
-        attempts.by_token.insert(claim.token, attempt);
+        attempts.insert(claim.token, attempt);
         if !attempts.has_heartbeat {
             attempts.has_heartbeat = true;
             tokio::spawn(beat(store.clone(), self.clone()));
@@ -133,22 +186,15 @@ impl Running {
         token: Token,
     ) -> Result<Listed, Existing> {
         let mut attempts = self.lock();
-        let mut others = attempts.by_token.values();
-        if let Some(other) = others.find(|other| other.identity == *identity) {
-            return Err(if fingerprint.matches(&other.fingerprint) {
-                Existing::InProgress {
-                    lease_left: Duration::from_secs(1),
-                }
-            } else {
-                Existing::Mismatch
-            });
+        if let Some(existing) = attempts.find(identity, fingerprint) {
+            return Err(existing);
         }
         let attempt = Attempt {
             identity: identity.clone(),
             fingerprint: fingerprint.clone(),
-            kept: None,
+            claim: ClaimState::Never,
         };
-        attempts.by_token.insert(token, attempt);
+        attempts.insert(token, attempt);
         drop(attempts);
         Ok(self.listed(token))
     }
@@ -174,8 +220,7 @@ impl Running {
     /// When the next lease is to be renewed; `None` ends the heartbeat.
     fn next_beat(&self) -> Option<Instant> {
         let mut attempts = self.lock();
-        let kept = attempts.by_token.values().filter_map(|a| a.kept.as_ref());
-        let next = kept.map(|kept| kept.next_beat).min();
+        let next = attempts.kept().map(|kept| kept.next_beat).min();
         attempts.has_heartbeat = next.is_some();
         next
     }
@@ -183,7 +228,7 @@ impl Running {
     /// All leases that are due, or will be half a beat from now: one statement for them together.
     fn due(&self, now: Instant) -> Vec<LeaseRenewal> {
         let attempts = self.lock();
-        let kept = attempts.by_token.values().filter_map(|a| a.kept.as_ref());
+        let kept = attempts.kept();
         kept.filter(|kept| kept.next_beat <= now + kept.renewal.lease / (2 * BEATS))
             .map(|kept| kept.renewal.clone())
             .collect()
@@ -195,21 +240,22 @@ impl Running {
             let Some(attempt) = attempts.by_token.get_mut(&renewal.claim.token) else {
                 continue;
             };
-            match (&mut attempt.kept, renewed) {
-                (Some(kept), Renewed::Kept) => {
+            let ClaimState::Kept(kept) = &mut attempt.claim else {
+                continue;
+            };
+            match renewed {
+                Renewed::Kept => {
                     kept.lease.confirm(sent, renewal.lease);
                     kept.next_beat = sent + renewal.lease / BEATS;
                 }
-                (Some(kept), Renewed::Busy) => {
+                Renewed::Busy => {
                     kept.next_beat = Instant::now() + renewal.lease / (4 * BEATS);
                 }
-                (kept @ Some(_), Renewed::Lost) => {
-                    tracing::warn!(id = %renewal.claim.identity.id(), "claim was lost while its handler runs");
-                    if let Some(kept) = kept.take() {
-                        kept.lease.lose();
-                    }
+                Renewed::Lost => {
+                    tracing::warn!(id = %attempt.identity.id(), "claim was lost while its handler runs");
+                    kept.lease.lose();
+                    attempt.claim = ClaimState::Lost;
                 }
-                (None, _) => {}
             }
         }
     }

@@ -38,7 +38,12 @@ impl<S: Store> Exchange<S> {
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
         loop {
             let sent = Instant::now();
-            match self.try_claim(&request).await {
+            let running = &self.shared.core.running;
+            let claimed = match running.find(&self.identity, &self.fingerprint) {
+                Some(existing) => Ok(Claimed::Existing(existing)),
+                None => self.try_claim(&request).await,
+            };
+            match claimed {
                 Ok(Claimed::Acquired(claim)) => return Entry::Claimed(claim, sent),
                 Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
                 Ok(Claimed::Existing(existing)) => {

@@ -22,6 +22,7 @@ on_every_store!(
     x5_the_handlers_word_is_obeyed_and_never_reaches_the_client,
     x6_an_answer_that_cannot_be_recorded_is_held_back_and_recorded_later,
     x6_a_losable_answer_goes_out_and_is_recorded_later,
+    x6_a_process_that_cannot_record_its_answer_never_runs_the_request_again,
     x6b_a_claim_whose_acknowledgement_is_lost_runs_once,
     x6b_a_completion_whose_acknowledgement_is_lost_is_a_success,
     x7_a_store_that_is_down_refuses_closed_routes,
@@ -252,6 +253,33 @@ async fn x6_a_losable_answer_goes_out_and_is_recorded_later(backend: impl Backen
     site.order("a")
         .await
         .assert_problem(409, "request-in-progress");
+    store.completions(Fault::None);
+    eventually("the answer is recorded", async || {
+        site.order("a").await.is_replay()
+    })
+    .await;
+    site.order("a").await.assert_replay_of(&first);
+    assert_eq!(runs.count(), 1);
+}
+
+/// The outage lasts longer than the lease, and ends for claims first.
+async fn x6_a_process_that_cannot_record_its_answer_never_runs_the_request_again(
+    backend: impl Backend,
+) {
+    let settles = Policy::medium().with_settle_timeout(Duration::from_millis(200));
+    let (store, layer) = flaky(&backend, settles);
+    let runs = Runs::free();
+    let site = Site::orders(&layer, runs.handler()).await;
+    store.completions(Fault::Down);
+    let first = site.order("a").await;
+    first.assert_run(1);
+    backend.age(Duration::from_secs(31)).await;
+    site.order("a")
+        .await
+        .assert_problem(409, "request-in-progress");
+    let other = Sent::order("a").body("{}");
+    site.send(other).await.assert_problem(409, "key-reused");
+    assert!(store.fired() > 0);
     store.completions(Fault::None);
     eventually("the answer is recorded", async || {
         site.order("a").await.is_replay()

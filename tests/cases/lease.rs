@@ -47,11 +47,13 @@ async fn l1_a_record_past_its_ttl_runs_again_and_then_replays_the_new_answer(
     site.order("a").await.assert_replay_of(&second);
 }
 
-/// Two requests, the second of which comes when the lease of the first is over.
+/// Two requests to two nodes, the second of which comes when the lease of the first is over.
 async fn l2_a_lost_attempt_is_run_again_answered_or_held_by_policy(backend: impl Backend) {
     for lost in [Lost::Rerun, Lost::Answer, Lost::Hold] {
         let runs = Runs::gated();
-        let site = Site::orders(&layer(&backend, policy().with_lost(lost)), runs.handler()).await;
+        let policy = policy().with_lost(lost);
+        let site = Site::orders(&layer(&backend, policy.clone()), runs.handler()).await;
+        let other = Site::orders(&layer(&backend, policy), runs.handler()).await;
         let key = format!("{lost:?}");
         let test = async {
             runs.entered().await;
@@ -60,12 +62,12 @@ async fn l2_a_lost_attempt_is_run_again_answered_or_held_by_policy(backend: impl
                 runs.let_go();
                 runs.let_go();
             }
-            let second = site.order(&key).await;
+            let second = other.order(&key).await;
             match lost {
                 Lost::Rerun => {}
                 Lost::Answer => {
                     second.assert_problem(500, "attempt-lost");
-                    let third = site.order(&key).await;
+                    let third = other.order(&key).await;
                     third.assert_replay_of(&second);
                     assert_eq!(runs.count(), 1);
                     runs.let_go();
@@ -85,14 +87,15 @@ async fn l2_a_lost_attempt_is_run_again_answered_or_held_by_policy(backend: impl
 
 async fn l2_the_policy_an_attempt_began_with_decides(backend: impl Backend) {
     let runs = Runs::gated();
-    let layer = layer(&backend, critical());
-    let site = Site::orders(&layer, runs.handler()).await;
+    let site = Site::orders(&layer(&backend, critical()), runs.handler()).await;
+    let other = Site::orders(&layer(&backend, Policy::medium()), runs.handler()).await;
     let test = async {
         runs.entered().await;
-        let replaced = layer.policies().replace_default(Policy::medium());
-        replaced.unwrap();
         backend.age(LEASE + Duration::from_secs(1)).await;
-        site.order("a").await.assert_problem(409, "outcome-unknown");
+        other
+            .order("a")
+            .await
+            .assert_problem(409, "outcome-unknown");
         assert_eq!(runs.count(), 1);
         runs.let_go();
     };
@@ -146,11 +149,12 @@ async fn l4_a_late_completion_after_a_takeover_is_refused(backend: impl Backend)
         }
     });
     let rerun = policy().with_lost(Lost::Rerun);
-    let site = Site::orders(&layer(&backend, rerun), handler).await;
+    let site = Site::orders(&layer(&backend, rerun.clone()), handler.clone()).await;
+    let other = Site::orders(&layer(&backend, rerun), handler).await;
     let test = async {
         gate.entered().await;
         backend.age(LEASE + Duration::from_secs(1)).await;
-        let second = site.order("a").await;
+        let second = other.order("a").await;
         second.assert_run(2);
         gate.let_go();
         second
@@ -176,7 +180,8 @@ async fn l4_a_late_completion_while_the_successor_runs_is_refused(backend: impl 
         }
     });
     let rerun = policy().with_lost(Lost::Rerun);
-    let site = Site::orders(&layer(&backend, rerun), handler).await;
+    let site = Site::orders(&layer(&backend, rerun.clone()), handler.clone()).await;
+    let other = Site::orders(&layer(&backend, rerun), handler).await;
     let zombie = async {
         let zombie = site.order("a").await;
         zombie.assert_problem(409, "request-in-progress");
@@ -185,7 +190,7 @@ async fn l4_a_late_completion_while_the_successor_runs_is_refused(backend: impl 
     let successor = async {
         gates[0].entered().await;
         backend.age(LEASE + Duration::from_secs(1)).await;
-        let (successor, ()) = tokio::join!(site.order("a"), async {
+        let (successor, ()) = tokio::join!(other.order("a"), async {
             gates[1].entered().await;
             gates[0].let_go();
         });
@@ -259,21 +264,25 @@ async fn l6_the_sweep_deletes_expired_records_and_nothing_else(backend: impl Bac
     kept.order("running").await.assert_replay_of(&running);
 }
 
-/// An attempt whose lease is over, and that is held.
+/// An attempt whose lease is over, and that another node found so and held: its answer, and that node.
 async fn held<B: Backend>(
     backend: &B,
     test: impl AsyncFnOnce(&Site, &Runs),
 ) -> (crate::site::Answer, Site, Runs) {
     let runs = Runs::gated();
     let site = Site::orders(&layer(backend, critical()), runs.handler()).await;
+    let other = Site::orders(&layer(backend, critical()), runs.handler()).await;
     let retry = async {
         runs.entered().await;
         backend.age(LEASE + Duration::from_secs(1)).await;
-        site.order("a").await.assert_problem(409, "outcome-unknown");
-        test(&site, &runs).await;
+        other
+            .order("a")
+            .await
+            .assert_problem(409, "outcome-unknown");
+        test(&other, &runs).await;
     };
     let (first, ()) = tokio::join!(site.order("a"), retry);
-    (first, site, runs)
+    (first, other, runs)
 }
 
 async fn l7_a_held_record_is_listed_and_resolved_with_an_answer(backend: impl Backend) {
