@@ -45,6 +45,14 @@ impl Envelope {
     }
 
     /// That there was an answer: its status, and where it pointed.
+    ///
+    /// ```
+    /// use http::{HeaderMap, StatusCode};
+    /// use tower_idempotency::Envelope;
+    ///
+    /// let tombstone = Envelope::tombstone(StatusCode::CREATED, &HeaderMap::new());
+    /// assert_eq!((tombstone.status(), tombstone.body()), (StatusCode::CREATED, None));
+    /// ```
     #[must_use]
     pub fn tombstone(status: StatusCode, headers: &HeaderMap) -> Self {
         let location = headers.get(LOCATION).cloned();
@@ -77,6 +85,15 @@ impl Envelope {
     }
 
     /// The first value of a header.
+    ///
+    /// ```
+    /// use http::{Response, header::LOCATION};
+    /// use tower_idempotency::Envelope;
+    ///
+    /// let answer = Response::builder().header(LOCATION, "/orders/1").body("{}".into())?;
+    /// assert_eq!(Envelope::new(answer).header(&LOCATION).unwrap(), "/orders/1");
+    /// # Ok::<(), http::Error>(())
+    /// ```
     #[must_use]
     pub fn header(&self, name: &HeaderName) -> Option<&HeaderValue> {
         let mut headers = self.headers.iter();
@@ -111,6 +128,15 @@ impl Envelope {
     /// # Errors
     ///
     /// Bytes of another version, cut or changed bytes, and values that are no status or header.
+    ///
+    /// ```
+    /// use tower_idempotency::Envelope;
+    ///
+    /// let mut bytes = Envelope::new(http::Response::new("paid".into())).encode();
+    /// assert!(Envelope::decode(&bytes).is_ok());
+    /// bytes[8] ^= 1;
+    /// assert!(Envelope::decode(&bytes).is_err());
+    /// ```
     pub fn decode(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         let (content, checksum) = bytes.split_last_chunk().ok_or(EnvelopeError("cut"))?;
         let mut input = Input(content);

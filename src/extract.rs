@@ -64,6 +64,19 @@ impl IdempotencyContext {
     /// this process's clock, and nobody has taken over. Ask before an effect that cannot be undone.
     ///
     /// On a route that failed open there is no claim, and this is `false`.
+    ///
+    /// ```
+    /// use axum::http::StatusCode;
+    /// use tower_idempotency::IdempotencyContext;
+    ///
+    /// async fn launch(context: IdempotencyContext) -> StatusCode {
+    ///     if !context.is_current() {
+    ///         return StatusCode::SERVICE_UNAVAILABLE;
+    ///     }
+    ///     // What cannot be undone.
+    ///     StatusCode::ACCEPTED
+    /// }
+    /// ```
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.lease.as_ref().is_some_and(|lease| lease.is_current())
@@ -118,6 +131,21 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyContext {
 }
 
 /// No idempotency layer covers the route, or its key is optional and was not sent.
+///
+/// ```
+/// use axum::{Router, body::Body, http::Request, routing::post};
+/// use tower::ServiceExt;
+/// use tower_idempotency::IdempotencyContext;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // The layer was forgotten.
+/// let app: Router = Router::new().route("/orders", post(|_: IdempotencyContext| async {}));
+/// let answer = app.oneshot(Request::post("/orders").body(Body::empty())?).await?;
+/// assert_eq!(answer.status(), 500);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MissingContext;
 
@@ -201,6 +229,13 @@ impl References {
 }
 
 /// A reference that cannot be kept.
+///
+/// ```
+/// use tower_idempotency::{ReferenceError, References};
+///
+/// let error = References::default().push("charge", "").unwrap_err();
+/// assert_eq!(error, ReferenceError::Invalid { field: "id", len: 0 });
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReferenceError {

@@ -60,6 +60,14 @@ impl Fingerprinter {
     /// # Errors
     ///
     /// `fingerprint` when the name is not a header name.
+    ///
+    /// ```
+    /// use tower_idempotency::Fingerprinter;
+    ///
+    /// let by = Fingerprinter::raw().with_header("x-api-version")?;
+    /// assert_eq!(by.with_header("no header").unwrap_err().field(), "fingerprint");
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_header(mut self, name: &str) -> Result<Self, ConfigError> {
         let name = HeaderName::try_from(name).map_err(|_| {
             ConfigError::new("fingerprint", format!("names `{name}`, which is no header"))
@@ -156,6 +164,16 @@ impl RequestView<'_> {
 /// The digest of a request, as it is kept in the record.
 ///
 /// Says whether two requests are the same operation sent twice, and nothing else about them.
+///
+/// ```
+/// use tower_idempotency::Fingerprint;
+///
+/// let first = Fingerprint::of_bytes(b"orders.csv, 3 lines");
+/// let retry = Fingerprint::of_bytes(b"orders.csv, 3 lines");
+/// let other = Fingerprint::of_bytes(b"orders.csv, 4 lines");
+/// assert!(retry.matches(&first) && !other.matches(&first));
+/// assert_eq!(Fingerprint::from_bytes(&first.to_bytes()), Some(first));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
     version: u16,

@@ -109,6 +109,16 @@ impl fmt::Debug for Identity {
 ///
 /// Displayed as a UUID, which is how PostgreSQL shows it; it says nothing about scope or key, but
 /// for the time that a UUIDv7 key carries.
+///
+/// ```
+/// use tower_idempotency::{Identity, RecordId};
+///
+/// // The time of a UUIDv7 key leads the id.
+/// let key = "019c0a3e-5a80-7cc3-98c4-dc0c0c07398f";
+/// let id = Identity::new("acme", "POST /orders", key).id();
+/// assert!(id.to_string().starts_with("019c0a3e-5a80-"));
+/// assert_eq!(RecordId::from_bytes(*id.as_bytes()), id);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordId(pub(crate) [u8; 16]);
 

@@ -85,6 +85,13 @@ pub struct ShutdownReport {
 
 impl<S: Store> IdempotencyLayer<S> {
     /// A layer with [`Policy::default`], for keys that belong to `scope`.
+    ///
+    /// ```
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    ///
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::header("x-tenant-id")?);
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     #[must_use]
     pub fn new(store: S, scope: Scope) -> Self {
         let policies = PolicyHandle::new(Policy::default(), store.is_durable());
@@ -117,6 +124,16 @@ impl<S: Store> IdempotencyLayer<S> {
     /// # Errors
     ///
     /// Settings that cannot work.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// // Other routes keep the policy of `layer`.
+    /// let relaxed = layer.clone().with_policy(Policy::medium())?;
+    /// // What can forget cannot keep a `critical` promise.
+    /// assert_eq!(layer.with_policy(Policy::critical()).unwrap_err().field(), "store");
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_policy(self, policy: Policy) -> Result<Self, ConfigError> {
         let policies = self.shared.policies.forked();
         policies.replace_default(policy)?;
@@ -145,6 +162,13 @@ impl<S: Store> IdempotencyLayer<S> {
     }
 
     /// Who asks. Default: the scope given to [`new`](Self::new).
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// // Webhooks have no tenant, but a sender.
+    /// let webhooks = layer.clone().with_scope(Scope::fixed("bank"));
+    /// ```
     #[must_use]
     pub fn with_scope(self, scope: Scope) -> Self {
         self.with(|shared| shared.scope = scope)
@@ -171,6 +195,13 @@ impl<S: Store> IdempotencyLayer<S> {
     /// # Errors
     ///
     /// `max_running` of zero, or more than a semaphore can count.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// assert!(layer.clone().with_max_running(200).is_ok());
+    /// assert_eq!(layer.with_max_running(0).unwrap_err().field(), "max_running");
+    /// ```
     pub fn with_max_running(self, max: usize) -> Result<Self, ConfigError> {
         if max == 0 || max > Semaphore::MAX_PERMITS {
             let reason = format!("must be 1 to {}, not {max}", Semaphore::MAX_PERMITS);
@@ -184,6 +215,15 @@ impl<S: Store> IdempotencyLayer<S> {
     /// # Errors
     ///
     /// `store_timeout` of zero.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// let layer = layer.with_store_timeout(Duration::from_millis(500))?;
+    /// assert!(layer.with_store_timeout(Duration::ZERO).is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_store_timeout(self, timeout: Duration) -> Result<Self, ConfigError> {
         let timeout = longer_than_zero("store_timeout", timeout)?;
         Ok(self.with(|shared| shared.store_timeout = timeout))
@@ -194,6 +234,15 @@ impl<S: Store> IdempotencyLayer<S> {
     /// # Errors
     ///
     /// `request_timeout` of zero.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// let layer = layer.with_request_timeout(Duration::from_secs(5))?;
+    /// assert!(layer.with_request_timeout(Duration::ZERO).is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_request_timeout(self, timeout: Duration) -> Result<Self, ConfigError> {
         let timeout = longer_than_zero("request_timeout", timeout)?;
         Ok(self.with(|shared| shared.request_timeout = timeout))
@@ -205,6 +254,14 @@ impl<S: Store> IdempotencyLayer<S> {
     /// # Errors
     ///
     /// `breaker` of zero.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// let layer = layer.with_breaker(20)?;
+    /// assert!(layer.with_breaker(0).is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_breaker(self, failures: u32) -> Result<Self, ConfigError> {
         if failures == 0 {
             return Err(ConfigError::new("breaker", "must be at least 1"));
@@ -234,12 +291,40 @@ impl<S: Store> IdempotencyLayer<S> {
     }
 
     /// The handle through which this layer, its clones and its services read their policies.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// let policies = layer.policies();
+    /// // Later, while requests are running:
+    /// policies.replace_default(Policy::medium())?;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     #[must_use]
     pub fn policies(&self) -> PolicyHandle {
         self.shared.policies.clone()
     }
 
     /// How keyed requests ended so far.
+    ///
+    /// ```
+    /// use axum::{Router, body::Body, http::Request, routing::post};
+    /// use tower::ServiceExt;
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// let app = Router::new().route("/orders", post(|| async {}).layer(layer.clone()));
+    /// for _ in 0..3 {
+    ///     let order = Request::post("/orders").header("idempotency-key", "order-1");
+    ///     app.clone().oneshot(order.body(Body::empty())?).await?;
+    /// }
+    /// let stats = layer.stats();
+    /// assert_eq!((stats.executed, stats.replayed), (1, 2));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.core.counters.stats()

@@ -14,6 +14,13 @@ use crate::extract::References;
 ///
 /// [`as_str`](Self::as_str) is stable: clients may depend on it. Every code is explained in
 /// [`problems`](crate::problems).
+///
+/// ```
+/// use tower_idempotency::Code;
+///
+/// assert_eq!(Code::KeyReused.as_str(), "key-reused");
+/// assert_eq!(Code::KeyReused.status(), 409);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Code {
@@ -219,6 +226,31 @@ impl fmt::Display for Code {
 ///
 /// A renderer ([`IdempotencyLayer::with_renderer`](crate::IdempotencyLayer::with_renderer)) makes
 /// an answer of it; [`to_problem`](Self::to_problem) is the default one.
+///
+/// ```
+/// use axum::{Router, body::Body, http::{Request, Response, header}, routing::post};
+/// use tower::ServiceExt;
+/// use tower_idempotency::{IdempotencyLayer, MemoryStore, Rejection, Scope};
+///
+/// fn plain(rejection: &Rejection) -> Response<Body> {
+///     let mut response = Response::new(Body::from(rejection.code().title()));
+///     *response.status_mut() = rejection.code().status();
+///     if let Some(wait) = rejection.retry_after() {
+///         response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().into());
+///     }
+///     response
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global()).with_renderer(plain);
+/// let app = Router::new().route("/orders", post(|| async {}).layer(layer));
+/// let answer = app.oneshot(Request::post("/orders").body(Body::empty())?).await?;
+/// let body = axum::body::to_bytes(answer.into_body(), 1024).await?;
+/// assert_eq!(body, "This route requires an idempotency key.");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Rejection {
     code: Code,

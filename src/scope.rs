@@ -130,6 +130,12 @@ impl Scope {
     }
 
     /// One name for every request. Part of [`Scope::all`], it keeps services apart that share a store.
+    ///
+    /// ```
+    /// # use tower_idempotency::Scope;
+    /// let scope = Scope::all([Scope::fixed("payments"), Scope::header("x-tenant-id")?]);
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     #[must_use]
     pub fn fixed(name: &'static str) -> Self {
         Self::from_fn(move |_| Some(name.to_owned()))

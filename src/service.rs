@@ -21,6 +21,26 @@ use crate::run::{self, Call};
 use crate::store::Store;
 
 /// The service an [`IdempotencyLayer`](crate::IdempotencyLayer) makes of another.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use axum::{body::Body, http::{Request, Response}};
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let inner = service_fn(|_: Request<Body>| async {
+///     Ok::<_, Infallible>(Response::new(Body::from("ordered")))
+/// });
+/// let service = IdempotencyLayer::new(MemoryStore::new(), Scope::global()).layer(inner);
+///
+/// let order = Request::post("/orders").header("idempotency-key", "order-1");
+/// let answer = service.oneshot(order.body(Body::empty())?).await?;
+/// assert_eq!(answer.status(), 200);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Idempotency<I, S> {
     inner: I,
     shared: Arc<Shared<S>>,

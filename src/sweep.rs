@@ -39,6 +39,14 @@ impl<S: Store> Sweeper<S> {
     /// # Errors
     ///
     /// `interval` of zero.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_idempotency::{MemoryStore, Sweeper};
+    /// let sweeper = Sweeper::new(MemoryStore::new()).with_interval(Duration::from_secs(5))?;
+    /// assert!(sweeper.with_interval(Duration::ZERO).is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_interval(mut self, interval: Duration) -> Result<Self, ConfigError> {
         if interval.is_zero() {
             return Err(ConfigError::new("interval", "must be longer than zero"));
@@ -52,6 +60,13 @@ impl<S: Store> Sweeper<S> {
     /// # Errors
     ///
     /// `batch` of zero or more than 100,000.
+    ///
+    /// ```
+    /// # use tower_idempotency::{MemoryStore, Sweeper};
+    /// let sweeper = Sweeper::new(MemoryStore::new()).with_batch(10_000)?;
+    /// assert!(sweeper.with_batch(0).is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_batch(mut self, batch: u32) -> Result<Self, ConfigError> {
         if !(1..=100_000).contains(&batch) {
             let reason = format!("must be 1 to 100000, not {batch}");
@@ -90,6 +105,28 @@ impl<S: Store> Sweeper<S> {
     /// # Errors
     ///
     /// The store's; what was swept before stays swept.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, body::Body, http::Request, routing::post};
+    /// use tower::ServiceExt;
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope, Sweeper};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = MemoryStore::new();
+    /// let layer = IdempotencyLayer::new(store.clone(), Scope::global());
+    /// let app = Router::new().route("/orders", post(|| async {}).layer(layer));
+    /// let order = Request::post("/orders").header("idempotency-key", "order-1");
+    /// app.oneshot(order.body(Body::empty())?).await?;
+    ///
+    /// let sweeper = Sweeper::new(store.clone());
+    /// assert_eq!(sweeper.sweep().await?.deleted, 0);
+    /// store.advance(Duration::from_secs(73 * 3600));
+    /// assert_eq!(sweeper.sweep().await?.deleted, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
         let mut total = Swept::default();
         loop {

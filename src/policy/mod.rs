@@ -61,6 +61,13 @@ pub struct Policy {
 }
 
 /// What a duplicate gets while the first request runs.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::{Duplicates, Policy};
+///
+/// let patient = Policy::high().with_duplicates(Duplicates::Wait(Duration::from_secs(5)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Duplicates {
@@ -73,6 +80,12 @@ pub enum Duplicates {
 
 impl Policy {
     /// The preset of a risk class.
+    ///
+    /// ```
+    /// use tower_idempotency::{Policy, Risk};
+    ///
+    /// assert_eq!(Policy::of(Risk::High), Policy::default());
+    /// ```
     #[must_use]
     pub fn of(risk: Risk) -> Self {
         let day = 24 * HOUR;
@@ -134,6 +147,12 @@ impl Policy {
 
     /// Names the operation. Default: method and route template (`POST /orders/{}`), or the concrete
     /// path where no template is known. A name survives a renamed route, and lets two routes share keys.
+    ///
+    /// ```
+    /// # use tower_idempotency::Policy;
+    /// // `/v1/charges` and `/v2/charges` share their keys.
+    /// let policy = Policy::critical().with_operation("charge");
+    /// ```
     #[must_use]
     pub fn with_operation(mut self, name: impl Into<String>) -> Self {
         self.operation = Some(name.into());
@@ -141,6 +160,12 @@ impl Policy {
     }
 
     /// Who asks, on this route. Default: the layer's scope.
+    ///
+    /// ```
+    /// # use tower_idempotency::{Policy, Scope};
+    /// let policy = Policy::high().with_scope(Scope::header("x-merchant")?);
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     #[must_use]
     pub fn with_scope(mut self, scope: Scope) -> Self {
         self.scope = Some(scope);
@@ -149,6 +174,18 @@ impl Policy {
 
     /// The methods that are covered. Default: `POST` and `PATCH`, which HTTP does not make
     /// idempotent. An empty list takes the route out.
+    ///
+    /// ```
+    /// use axum::http::Method;
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    ///
+    /// let policy = Policy::high().with_methods([Method::POST, Method::PUT, Method::DELETE]);
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// assert!(layer.clone().with_policy(policy).is_ok());
+    /// // A GET has no effect to protect.
+    /// let error = layer.with_policy(Policy::high().with_methods([Method::GET])).unwrap_err();
+    /// assert_eq!(error.field(), "methods");
+    /// ```
     #[must_use]
     pub fn with_methods(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.methods = methods.into_iter().collect();
@@ -160,6 +197,13 @@ impl Policy {
     /// # Errors
     ///
     /// `key_header` when the name is not a header name.
+    ///
+    /// ```
+    /// # use tower_idempotency::Policy;
+    /// let policy = Policy::high().with_key_header("x-request-key")?;
+    /// assert!(policy.with_key_header("not a header").is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_key_header(mut self, name: &str) -> Result<Self, ConfigError> {
         self.key.header = HeaderName::try_from(name)
             .map_err(|_| ConfigError::new("key_header", "is not a valid header name"))?;
@@ -168,6 +212,11 @@ impl Policy {
 
     /// Whether a request without a key is refused (400) or passes through unprotected. Default: by
     /// [`Risk`].
+    ///
+    /// ```
+    /// # use tower_idempotency::Policy;
+    /// let policy = Policy::high().with_required_key(false);
+    /// ```
     #[must_use]
     pub fn with_required_key(mut self, required: bool) -> Self {
         self.key.required = required;
@@ -182,6 +231,11 @@ impl Policy {
     }
 
     /// The shortest and the longest key in bytes, counted after unquoting. Default: 1 to 255.
+    ///
+    /// ```
+    /// # use tower_idempotency::Policy;
+    /// let policy = Policy::high().with_key_length(16, 64);
+    /// ```
     #[must_use]
     pub fn with_key_length(mut self, min: usize, max: usize) -> Self {
         (self.key.min, self.key.max) = (min, max);
@@ -260,6 +314,12 @@ impl Policy {
     /// # Errors
     ///
     /// `hidden_headers` when a name is not a header name.
+    ///
+    /// ```
+    /// # use tower_idempotency::Policy;
+    /// let policy = Policy::high().with_hidden_headers(["x-ratelimit-remaining"])?;
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
     pub fn with_hidden_headers<'a>(
         mut self,
         names: impl IntoIterator<Item = &'a str>,
@@ -289,6 +349,12 @@ impl Policy {
 
     /// How long an answer is kept, counted from the claim. Default: by [`Risk`]. Longer than your
     /// clients go on retrying.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_idempotency::Policy;
+    /// let policy = Policy::high().with_ttl(Duration::from_secs(30 * 24 * 3600));
+    /// ```
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -304,6 +370,17 @@ impl Policy {
     }
 
     /// How long the handler may take, its answer included. Default: 5 min.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    /// let hour = Duration::from_secs(3600);
+    /// let policy = Policy::high().with_execution_limit(hour);
+    /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
+    /// assert!(layer.clone().with_policy(policy.clone()).is_ok());
+    /// // A running record must not expire.
+    /// assert_eq!(layer.with_policy(policy.with_ttl(hour)).unwrap_err().field(), "ttl");
+    /// ```
     #[must_use]
     pub fn with_execution_limit(mut self, limit: Duration) -> Self {
         self.execution_limit = limit;

@@ -13,6 +13,12 @@ use crate::outcome::Outcome;
 /// | `Low` | optional | open | run again | key freed | key freed | 24 h |
 ///
 /// In every class 401, 403, 425 and 429 free the key, and other answers below 500 are stored.
+///
+/// ```
+/// use tower_idempotency::{Lost, Policy, Risk};
+///
+/// let policy = Policy::of(Risk::Critical).with_lost(Lost::Answer);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Risk {
@@ -56,6 +62,13 @@ impl Risk {
 }
 
 /// What becomes of an operation whose attempt vanished: its lease ran out and it never completed.
+///
+/// ```
+/// use tower_idempotency::{Lost, Policy};
+///
+/// // The handler is safe to run again: its writes are keyed by the operation.
+/// let policy = Policy::high().with_lost(Lost::Rerun);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Lost {
@@ -68,6 +81,12 @@ pub enum Lost {
 }
 
 /// What happens when the store cannot be asked.
+///
+/// ```
+/// use tower_idempotency::{Policy, StoreDown};
+///
+/// let policy = Policy::medium().with_store_down(StoreDown::RunUnprotected);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreDown {
@@ -80,6 +99,12 @@ pub enum StoreDown {
 
 /// What becomes of an attempt that ended without saying what it did: a panic, its execution limit,
 /// a 408, a body that broke off, an error of the inner service.
+///
+/// ```
+/// use tower_idempotency::{Policy, Unknown};
+///
+/// let policy = Policy::high().with_unknown(Unknown::Hold);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Unknown {

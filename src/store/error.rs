@@ -6,6 +6,13 @@ type Source = Box<dyn Error + Send + Sync>;
 /// Why a store could not do what it was asked.
 ///
 /// The source is for logs; no client ever sees it.
+///
+/// ```
+/// use tower_idempotency::{StoreError, StoreErrorKind};
+///
+/// let error = StoreError::unavailable("connection reset");
+/// assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+/// ```
 #[derive(Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,

@@ -61,6 +61,10 @@ impl MemoryStore {
     }
 
     /// An empty store that holds at most `records`.
+    ///
+    /// ```
+    /// let store = tower_idempotency::MemoryStore::with_capacity(1_000);
+    /// ```
     #[must_use]
     pub fn with_capacity(records: usize) -> Self {
         Self {

@@ -49,6 +49,41 @@ pub use memory::MemoryStore;
 ///
 /// A future may be dropped at any point. Whether its step was taken is then unknown, as after a
 /// lost acknowledgement.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing, Token};
+/// use tower_idempotency::{Envelope, Fingerprint, Identity, Lost, MemoryStore, References, Store};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MemoryStore::new();
+/// let identity = Identity::new("acme", "import", "2026-11-22");
+/// let fingerprint = Fingerprint::of_bytes(b"orders.csv");
+/// let request = ClaimRequest {
+///     identity: identity.clone(),
+///     fingerprint: fingerprint.clone(),
+///     token: Token::random()?,
+///     lost: Lost::Hold,
+///     lease: Duration::from_secs(30),
+///     ttl: Duration::from_secs(24 * 3600),
+/// };
+///
+/// let Claimed::Acquired(claim) = store.claim(&request).await? else {
+///     panic!("somebody was here before");
+/// };
+/// // What is to happen once, happens here.
+/// let completion = Completion {
+///     answer: Envelope::new(http::Response::new("3 orders".into())),
+///     references: References::default(),
+/// };
+/// store.complete(&claim, &completion).await?;
+///
+/// let found = store.lookup(&identity, &fingerprint).await?;
+/// assert!(matches!(found, Some(Existing::Completed(_))));
+/// # Ok(())
+/// # }
+/// ```
 pub trait Store: Send + Sync + 'static {
     /// Whether a completed call survives the end of the process. A `critical` policy insists on it.
     fn is_durable(&self) -> bool;
@@ -276,6 +311,37 @@ pub enum Renewed {
 }
 
 /// How a hold ends.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_idempotency::store::{ClaimRequest, Claimed, Resolution, Token};
+/// use tower_idempotency::{Fingerprint, Identity, Lost, MemoryStore, References, Store};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let identity = Identity::new("acme", "import", "2026-11-22");
+/// # let fingerprint = Fingerprint::of_bytes(b"orders.csv");
+/// # let request = ClaimRequest {
+/// #     identity: identity.clone(),
+/// #     fingerprint: fingerprint.clone(),
+/// #     token: Token::random()?,
+/// #     lost: Lost::Hold,
+/// #     lease: Duration::from_secs(30),
+/// #     ttl: Duration::from_secs(24 * 3600),
+/// # };
+/// let store = MemoryStore::new();
+/// let Claimed::Acquired(claim) = store.claim(&request).await? else {
+///     panic!("somebody was here before");
+/// };
+/// store.hold(&claim, &References::default()).await?;
+///
+/// for held in store.list_held(None, 100).await? {
+///     store.resolve(&held.identity, held.token, &Resolution::Release).await?;
+/// }
+/// assert!(store.lookup(&identity, &fingerprint).await?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub enum Resolution {
     /// Retries get this answer.
