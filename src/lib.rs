@@ -120,7 +120,7 @@ pub use stats::Stats;
 pub use store::postgres::{PgStore, PgStoreBuilder};
 #[cfg(feature = "sqlite")]
 pub use store::sqlite::SqliteStore;
-pub use store::{MemoryStore, Store, StoreError, StoreErrorKind};
+pub use store::{HeldRecord, MemoryStore, Resolution, Store, StoreError, StoreErrorKind, Swept};
 pub use sweep::Sweeper;
 
 /// Compiles the code of the README.

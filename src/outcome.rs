@@ -1,5 +1,6 @@
-use axum_core::response::{IntoResponseParts, ResponseParts};
 use std::convert::Infallible;
+
+use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 
 /// What a handler knows about its answer, put into the response's extensions.
 ///
@@ -34,5 +35,12 @@ impl IntoResponseParts for Outcome {
     fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
         parts.extensions_mut().insert(self);
         Ok(parts)
+    }
+}
+
+/// An empty answer, so that `(status, outcome)` is one, too.
+impl IntoResponse for Outcome {
+    fn into_response(self) -> Response {
+        (self, ()).into_response()
     }
 }

@@ -236,7 +236,7 @@ async fn l6_the_sweep_deletes_expired_records_and_nothing_else(backend: impl Bac
     let short = layer(&backend, policy().with_ttl(hour));
     let gone = Site::orders(&short, Runs::free().handler()).await;
     gone.order("expired").await.assert_run(1);
-    let held = Runs::free().answering(|_| (tower_idempotency::Outcome::Hold, ()));
+    let held = Runs::free().answering(|_| tower_idempotency::Outcome::Hold);
     let held = Site::orders(&layer(&backend, critical().with_ttl(hour)), held).await;
     held.order("held").await;
     backend.age(hour + Duration::from_secs(1)).await;

@@ -84,6 +84,13 @@ impl PgStore {
         Self::builder(pool).build()
     }
 
+    /// Closes the store's own connections, once the statements under way have ended. Every later call
+    /// is [`Unavailable`](crate::StoreErrorKind::Unavailable). Dropping the store closes them, too,
+    /// without waiting.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
     /// Settings to change.
     pub fn builder(pool: PgPool) -> PgStoreBuilder {
         PgStoreBuilder {

@@ -68,6 +68,12 @@ impl SqliteStore {
         }
     }
 
+    /// Closes the store's own connection, once the statement under way has ended. Every later call is
+    /// [`Unavailable`](crate::StoreErrorKind::Unavailable).
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
     /// Creates or upgrades the table, all of it or nothing. Safe to run on every start, and from
     /// several processes at once.
     ///
