@@ -16,6 +16,8 @@ create table if not exists idempotency.record (
     attempt integer not null,
     -- What becomes of the operation when its attempt is lost; fixed at claim time.
     lost text not null check (lost in ('rerun', 'answer', 'hold')),
+    -- This attempt took over a lost one only to answer that it was lost: it never runs.
+    abandoned boolean not null default false,
     fingerprint bytea not null,
     claimed_at timestamptz not null,
     leased_until timestamptz not null,

@@ -14,6 +14,8 @@ create table if not exists idempotency_record (
     attempt integer not null,
     -- What becomes of the operation when its attempt is lost; fixed at claim time.
     lost text not null check (lost in ('rerun', 'answer', 'hold')),
+    -- This attempt took over a lost one only to answer that it was lost: it never runs.
+    abandoned integer not null default 0,
     fingerprint blob not null,
     claimed_at real not null,
     leased_until real not null,

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::protocol::{self, MAX_HELD_PAGE, Records, Row, State};
+use super::protocol::{self, MAX_HELD_PAGE, Records, Row, State, Takeover};
 use super::{
     Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
     Resolution, Store, StoreError, Swept, Token,
@@ -44,9 +44,11 @@ struct Record {
     token: Token,
     attempt: u32,
     lost: Lost,
+    abandoned: bool,
     fingerprint: Vec<u8>,
     ttl: Duration,
     claimed_at: SystemTime,
+    expires_at: SystemTime,
     expires: Instant,
     leased_until: Instant,
     answer: Option<Vec<u8>>,
@@ -108,21 +110,24 @@ impl Table {
         SystemTime::now() + self.ahead
     }
 
-    fn new_record(&self, request: &ClaimRequest, attempt: u32) -> Record {
-        Record {
+    fn new_record(&self, request: &ClaimRequest, takeover: Takeover) -> Result<Record, StoreError> {
+        let claimed_at = self.wall();
+        Ok(Record {
             identity: request.identity.clone(),
             state: State::Running,
             token: request.token,
-            attempt,
-            lost: request.lost,
+            attempt: takeover.attempt,
+            lost: takeover.lost(request),
+            abandoned: takeover.abandoned,
             fingerprint: request.fingerprint.to_bytes(),
             ttl: request.ttl,
-            claimed_at: self.wall(),
-            expires: self.now() + request.ttl,
-            leased_until: self.now() + request.lease,
+            claimed_at,
+            expires_at: claimed_at.checked_add(request.ttl).ok_or_else(too_long)?,
+            expires: later(self.now(), request.ttl)?,
+            leased_until: later(self.now(), request.lease)?,
             answer: None,
             references: None,
-        }
+        })
     }
 
     /// The record of a claim, if it is in one of the states and carries its token.
@@ -132,10 +137,12 @@ impl Table {
     }
 }
 
-impl Record {
-    fn expires_at(&self) -> SystemTime {
-        self.claimed_at + self.ttl
-    }
+fn later(now: Instant, by: Duration) -> Result<Instant, StoreError> {
+    now.checked_add(by).ok_or_else(too_long)
+}
+
+fn too_long() -> StoreError {
+    StoreError::unavailable("memory store cannot count that far")
 }
 
 impl Records for MemoryStore {
@@ -148,8 +155,12 @@ impl Records for MemoryStore {
         if table.records.len() >= table.capacity {
             return Err(StoreError::unavailable("memory store is full"));
         }
-        let record = table.new_record(request, 1);
-        let expires_at = record.expires_at();
+        let first = Takeover {
+            attempt: 1,
+            abandoned: false,
+        };
+        let record = table.new_record(request, first)?;
+        let expires_at = record.expires_at;
         table.records.insert(id, record);
         Ok(Some(expires_at))
     }
@@ -163,13 +174,14 @@ impl Records for MemoryStore {
             token: record.token,
             attempt: record.attempt,
             lost: record.lost,
+            abandoned: record.abandoned,
             fingerprint: record.fingerprint.clone(),
             lease_left: record
                 .leased_until
                 .checked_duration_since(now)
                 .filter(|left| !left.is_zero()),
             expired: record.expires <= now,
-            expires_at: record.expires_at(),
+            expires_at: record.expires_at,
             answer: record.answer.clone(),
             references: record.references.clone(),
         }))
@@ -179,11 +191,11 @@ impl Records for MemoryStore {
         &self,
         request: &ClaimRequest,
         old: Token,
-        attempt: u32,
+        takeover: Takeover,
     ) -> Result<Option<SystemTime>, StoreError> {
         let mut table = self.table();
         let now = table.now();
-        let new = table.new_record(request, attempt);
+        let new = table.new_record(request, takeover)?;
         let states = [State::Running, State::Completed];
         let Some(record) = table.claimed(request.identity.id(), old, &states) else {
             return Ok(None);
@@ -196,7 +208,7 @@ impl Records for MemoryStore {
             return Ok(None);
         }
         *record = new;
-        Ok(Some(record.expires_at()))
+        Ok(Some(record.expires_at))
     }
 
     async fn hold_lost(&self, identity: &Identity, token: Token) -> Result<bool, StoreError> {
@@ -231,11 +243,21 @@ impl Records for MemoryStore {
         let id = claim.identity.id();
         let found = table
             .claimed(id, claim.token, &[State::Running, State::Held])
-            .is_some();
+            .is_some_and(|record| record.state == State::Held || !record.abandoned);
         if found {
             table.records.remove(&id);
         }
         Ok(found)
+    }
+
+    async fn give_up(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let mut table = self.table();
+        let now = table.now();
+        let record = table.claimed(claim.identity.id(), claim.token, &[State::Running]);
+        Ok(record
+            .filter(|record| record.abandoned)
+            .map(|record| record.leased_until = now)
+            .is_some())
     }
 
     async fn update_held(
@@ -244,7 +266,8 @@ impl Records for MemoryStore {
         references: &References,
     ) -> Result<bool, StoreError> {
         let mut table = self.table();
-        let record = table.claimed(claim.identity.id(), claim.token, &[State::Running]);
+        let states = [State::Running, State::Held];
+        let record = table.claimed(claim.identity.id(), claim.token, &states);
         Ok(record
             .map(|record| {
                 record.state = State::Held;
@@ -290,13 +313,13 @@ impl Store for MemoryStore {
             let claim = &renewal.claim;
             match table.claimed(claim.identity.id(), claim.token, &[State::Running]) {
                 Some(record) => {
-                    record.leased_until = now + renewal.lease;
-                    Renewed::Kept
+                    record.leased_until = later(now, renewal.lease)?;
+                    Ok(Renewed::Kept)
                 }
-                None => Renewed::Lost,
+                None => Ok(Renewed::Lost),
             }
         });
-        Ok(renewals.collect())
+        renewals.collect()
     }
 
     async fn resolve(
@@ -313,11 +336,11 @@ impl Store for MemoryStore {
             .ok_or_else(StoreError::claim_lost)?;
         match resolution {
             Resolution::Answer(answer) => {
+                record.expires = later(now, record.ttl)?;
+                record.expires_at = wall.checked_add(record.ttl).ok_or_else(too_long)?;
                 record.state = State::Completed;
                 record.token = fence;
                 record.answer = Some(answer.encode());
-                record.claimed_at = wall;
-                record.expires = now + record.ttl;
             }
             Resolution::Release => {
                 table.records.remove(&identity.id());

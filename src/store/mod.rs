@@ -90,7 +90,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Claims the right to run, or says what stands in the way.
     ///
-    /// A lost acknowledgement: the same request, sent again, meets its own token and is acquired.
+    /// A lost acknowledgement: the same request, sent again, meets its own token and gets the same
+    /// claim: acquired, or abandoned.
     fn claim(
         &self,
         request: &ClaimRequest,
@@ -111,6 +112,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Deletes a running or held record, so that the next request runs.
     ///
+    /// A claim that was [`Abandoned`](Claimed::Abandoned) is only given up: its record remains, with
+    /// its lease over, and the next request finds the operation abandoned again.
+    ///
     /// A lost acknowledgement: an absent record is a success.
     ///
     /// # Errors
@@ -118,7 +122,7 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreErrorKind::ClaimLost`] when the record carries another token, or is completed.
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Holds the record for a person, under the same token.
+    /// Holds the record for a person, under the same token. One that is held already gets the references.
     ///
     /// A lost acknowledgement: a record that is held under this token is a success.
     ///
@@ -140,7 +144,8 @@ pub trait Store: Send + Sync + 'static {
         leases: &[LeaseRenewal],
     ) -> impl Future<Output = Result<Vec<Renewed>, StoreError>> + Send;
 
-    /// What a duplicate would find. `None` when the record is absent or expired.
+    /// What a duplicate would find. `None` when the record is absent, or its retention is over and
+    /// nobody runs or holds it.
     fn lookup(
         &self,
         identity: &Identity,

@@ -33,6 +33,7 @@ pub(crate) struct Row {
     pub(crate) token: Token,
     pub(crate) attempt: u32,
     pub(crate) lost: Lost,
+    pub(crate) abandoned: bool,
     pub(crate) fingerprint: Vec<u8>,
     pub(crate) lease_left: Option<Duration>,
     pub(crate) expired: bool,
@@ -62,7 +63,7 @@ pub(crate) trait Records: Sync {
         &self,
         request: &ClaimRequest,
         old: Token,
-        attempt: u32,
+        takeover: Takeover,
     ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
 
     /// Holds a running record that carries `token` and whose lease is over.
@@ -78,11 +79,16 @@ pub(crate) trait Records: Sync {
         completion: &Completion,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
+    /// Deletes a record that is held, or that is running and not abandoned.
     fn delete_claimed(
         &self,
         claim: &Claim,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
+    /// Ends the lease of a running record that is abandoned.
+    fn give_up(&self, claim: &Claim) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Holds a running record, and notes the references in one that is held already.
     fn update_held(
         &self,
         claim: &Claim,
@@ -90,12 +96,39 @@ pub(crate) trait Records: Sync {
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
+/// How a claim takes over the record it met.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Takeover {
+    pub(crate) attempt: u32,
+    /// Only to answer that the earlier attempt was lost.
+    pub(crate) abandoned: bool,
+}
+
+impl Takeover {
+    /// What becomes of the operation when the new attempt is lost. One that never runs leaves
+    /// everything as it was decided before.
+    pub(crate) fn lost(self, request: &ClaimRequest) -> Lost {
+        if self.abandoned {
+            Lost::Answer
+        } else {
+            request.lost
+        }
+    }
+
+    fn claimed(self, claim: Claim) -> Claimed {
+        if self.abandoned {
+            Claimed::Abandoned(claim)
+        } else {
+            Claimed::Acquired(claim)
+        }
+    }
+}
+
 /// What a claim does about the record it met.
 #[derive(Debug)]
 enum Step {
     Return(Claimed),
-    TakeOver { attempt: u32 },
-    Abandon { attempt: u32 },
+    TakeOver(Takeover),
     HoldLost,
 }
 
@@ -112,25 +145,16 @@ pub(crate) async fn claim(
         let Some(row) = records.select(&request.identity).await? else {
             continue;
         };
-        let (old, lost) = (row.token, row.lost);
+        let old = row.token;
         match row.step_for(request)? {
             Step::Return(claimed) => return Ok(claimed),
             Step::HoldLost => {
                 records.hold_lost(&request.identity, old).await?;
             }
-            Step::TakeOver { attempt } => {
-                if let Some(expires_at) = records.take_over(request, old, attempt).await? {
-                    return Ok(Claimed::Acquired(request.claim(attempt, expires_at)));
-                }
-            }
-            Step::Abandon { attempt } => {
-                // Whoever takes over only to say so may be lost, too: the next one must say the same.
-                let request = ClaimRequest {
-                    lost,
-                    ..request.clone()
-                };
-                if let Some(expires_at) = records.take_over(&request, old, attempt).await? {
-                    return Ok(Claimed::Abandoned(request.claim(attempt, expires_at)));
+            Step::TakeOver(takeover) => {
+                if let Some(expires_at) = records.take_over(request, old, takeover).await? {
+                    let claim = request.claim(takeover.attempt, expires_at);
+                    return Ok(takeover.claimed(claim));
                 }
             }
         }
@@ -148,12 +172,14 @@ pub(crate) async fn complete(
     if records.update_completed(claim, completion).await? {
         return Ok(());
     }
-    let row = records.select(&claim.identity).await?;
-    own(row, claim, State::Completed)
+    match records.select(&claim.identity).await? {
+        Some(row) if row.token == claim.token && row.state == State::Completed => Ok(()),
+        _ => Err(StoreError::claim_lost()),
+    }
 }
 
 pub(crate) async fn release(records: &impl Records, claim: &Claim) -> Result<(), StoreError> {
-    if records.delete_claimed(claim).await? {
+    if records.delete_claimed(claim).await? || records.give_up(claim).await? {
         return Ok(());
     }
     match records.select(&claim.identity).await? {
@@ -170,8 +196,7 @@ pub(crate) async fn hold(
     if records.update_held(claim, references).await? {
         return Ok(());
     }
-    let row = records.select(&claim.identity).await?;
-    own(row, claim, State::Held)
+    Err(StoreError::claim_lost())
 }
 
 pub(crate) async fn lookup(
@@ -185,35 +210,44 @@ pub(crate) async fn lookup(
     }
 }
 
-/// A write that changed nothing succeeded before if the record shows its own mark.
-fn own(row: Option<Row>, claim: &Claim, state: State) -> Result<(), StoreError> {
-    match row {
-        Some(row) if row.token == claim.token && row.state == state => Ok(()),
-        _ => Err(StoreError::claim_lost()),
-    }
-}
-
 impl Row {
     fn step_for(self, request: &ClaimRequest) -> Result<Step, StoreError> {
         self.check_identity(&request.identity)?;
         if self.token == request.token && self.state == State::Running {
             let claim = request.claim(self.attempt, self.expires_at);
-            return Ok(Step::Return(Claimed::Acquired(claim)));
+            let takeover = Takeover {
+                attempt: self.attempt,
+                abandoned: self.abandoned,
+            };
+            return Ok(Step::Return(takeover.claimed(claim)));
         }
-        if self.state == State::Completed && self.expired {
-            return Ok(Step::TakeOver { attempt: 1 });
+        if self.is_over() {
+            return Ok(Step::TakeOver(Takeover {
+                attempt: 1,
+                abandoned: false,
+            }));
         }
-        let is_lost = self.state == State::Running && self.lease_left.is_none();
-        if !is_lost || !self.is_of(&request.fingerprint)? {
+        if !self.is_lost() || !self.is_of(&request.fingerprint)? {
             let existing = self.existing_for(&request.fingerprint)?;
             return Ok(Step::Return(Claimed::Existing(existing)));
         }
-        let attempt = self.attempt.saturating_add(1);
         Ok(match self.lost {
             Lost::Hold => Step::HoldLost,
-            Lost::Rerun => Step::TakeOver { attempt },
-            Lost::Answer => Step::Abandon { attempt },
+            Lost::Rerun | Lost::Answer => Step::TakeOver(Takeover {
+                attempt: self.attempt.saturating_add(1),
+                abandoned: self.lost == Lost::Answer,
+            }),
         })
+    }
+
+    fn is_lost(&self) -> bool {
+        self.state == State::Running && self.lease_left.is_none()
+    }
+
+    /// What the sweep would delete is as good as absent, whether it came by or not.
+    fn is_over(&self) -> bool {
+        let ended = self.state == State::Completed || self.is_lost() && self.lost != Lost::Hold;
+        self.expired && ended
     }
 
     fn seen_by(
@@ -222,7 +256,7 @@ impl Row {
         fingerprint: &Fingerprint,
     ) -> Result<Option<Existing>, StoreError> {
         self.check_identity(identity)?;
-        if self.state == State::Completed && self.expired {
+        if self.is_over() {
             return Ok(None);
         }
         self.existing_for(fingerprint).map(Some)
@@ -307,7 +341,7 @@ mod tests {
             &self,
             _: &ClaimRequest,
             _: Token,
-            _: u32,
+            _: Takeover,
         ) -> Result<Option<SystemTime>, StoreError> {
             Ok(next(&self.take_overs).then_some(SystemTime::UNIX_EPOCH))
         }
@@ -322,6 +356,10 @@ mod tests {
         }
 
         async fn delete_claimed(&self, _: &Claim) -> Result<bool, StoreError> {
+            Ok(false)
+        }
+
+        async fn give_up(&self, _: &Claim) -> Result<bool, StoreError> {
             Ok(false)
         }
 
@@ -349,6 +387,7 @@ mod tests {
             token: Token::from_bytes([2; 16]),
             attempt: 1,
             lost: Lost::Rerun,
+            abandoned: false,
             fingerprint: request().fingerprint.to_bytes(),
             lease_left: Some(Duration::from_secs(9)),
             expired: false,

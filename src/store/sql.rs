@@ -45,8 +45,10 @@ pub(crate) fn time(epoch: f64) -> Result<SystemTime, StoreError> {
 }
 
 /// Seconds left, or `None` when there are none.
-pub(crate) fn left(seconds: f64) -> Option<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .ok()
-        .filter(|left| !left.is_zero())
+pub(crate) fn left(seconds: f64) -> Result<Option<Duration>, StoreError> {
+    if !seconds.is_finite() {
+        return Err(StoreError::corrupt("lease has no end"));
+    }
+    let left = Duration::try_from_secs_f64(seconds.max(0.0)).map_err(StoreError::corrupt)?;
+    Ok(Some(left).filter(|left| !left.is_zero()))
 }

@@ -4,12 +4,13 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::PgStore;
+use super::connection::Done;
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::lent::error;
-use crate::store::protocol::{Records, Row, State};
+use crate::store::protocol::{Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
@@ -26,8 +27,8 @@ on conflict (id) do nothing
 returning extract(epoch from expires_at)::float8";
 
 const SELECT: &str = "
-select digest, state, token, attempt, lost, fingerprint, refs, answer,
-    extract(epoch from leased_until - clock_timestamp())::float8 as lease_left,
+select digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
+    (extract(epoch from leased_until) - extract(epoch from clock_timestamp()))::float8 as lease_left,
     expires_at <= clock_timestamp() as expired,
     extract(epoch from expires_at)::float8 as expires_at
 from idempotency.record where id = $1";
@@ -38,7 +39,7 @@ update idempotency.record set
     claimed_at = now, leased_until = now + make_interval(secs => $6),
     expires_at = now + make_interval(secs => $7),
     sweep_at = now + make_interval(secs => case $4 when 'hold' then $6 else $7 end),
-    refs = null, answer = null
+    refs = null, answer = null, abandoned = $9
 from (select clock_timestamp()) as clock (now)
 where id = $1 and token = $8 and (
     state = 'running' and leased_until <= clock_timestamp()
@@ -53,7 +54,7 @@ where id = $1 and token = $2 and state = 'running' and leased_until <= clock_tim
 impl Records for PgStore {
     async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
         let identity = &request.identity;
-        let query = sqlx::query_scalar(INSERT)
+        let query = sqlx::query(INSERT)
             .bind(PgUuid::from(identity.id()))
             .bind(identity.digest().as_slice())
             .bind(identity.scope())
@@ -63,41 +64,32 @@ impl Records for PgStore {
             .bind(request.lost.as_sql())
             .bind(request.fingerprint.to_bytes())
             .bind(request.lease.as_secs_f64())
-            .bind(request.ttl.as_secs_f64())
-            .persistent(self.persistent);
-        let mut connection = self.connection().await?;
-        let result = query.fetch_optional(&mut *connection).await;
-        connection.finish(result)?.map(time).transpose()
+            .bind(request.ttl.as_secs_f64());
+        returned(&self.run(query).await?)
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
-        let query = sqlx::query(SELECT)
-            .bind(PgUuid::from(identity.id()))
-            .persistent(self.persistent);
-        let mut connection = self.connection().await?;
-        let result = query.fetch_optional(&mut *connection).await;
-        connection.finish(result)?.map(|row| read(&row)).transpose()
+        let query = sqlx::query(SELECT).bind(PgUuid::from(identity.id()));
+        self.run(query).await?.rows.first().map(read).transpose()
     }
 
     async fn take_over(
         &self,
         request: &ClaimRequest,
         old: Token,
-        attempt: u32,
+        takeover: Takeover,
     ) -> Result<Option<SystemTime>, StoreError> {
-        let query = sqlx::query_scalar(TAKE_OVER)
+        let query = sqlx::query(TAKE_OVER)
             .bind(PgUuid::from(request.identity.id()))
             .bind(PgUuid::from(request.token))
-            .bind(i32::try_from(attempt).unwrap_or(i32::MAX))
-            .bind(request.lost.as_sql())
+            .bind(i32::try_from(takeover.attempt).unwrap_or(i32::MAX))
+            .bind(takeover.lost(request).as_sql())
             .bind(request.fingerprint.to_bytes())
             .bind(request.lease.as_secs_f64())
             .bind(request.ttl.as_secs_f64())
             .bind(PgUuid::from(old))
-            .persistent(self.persistent);
-        let mut connection = self.connection().await?;
-        let result = query.fetch_optional(&mut *connection).await;
-        connection.finish(result)?.map(time).transpose()
+            .bind(takeover.abandoned);
+        returned(&self.run(query).await?)
     }
 
     async fn hold_lost(&self, identity: &Identity, token: Token) -> Result<bool, StoreError> {
@@ -119,6 +111,10 @@ impl Records for PgStore {
         self.delete_claimed(claim).await
     }
 
+    async fn give_up(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.give_up(claim).await
+    }
+
     async fn update_held(
         &self,
         claim: &Claim,
@@ -128,6 +124,11 @@ impl Records for PgStore {
     }
 }
 
+fn returned(done: &Done) -> Result<Option<SystemTime>, StoreError> {
+    let expires_at = done.rows.first().map(|row| row.try_get(0)).transpose();
+    expires_at.map_err(error)?.map(time).transpose()
+}
+
 fn read(row: &PgRow) -> Result<Row, StoreError> {
     Ok(Row {
         digest: row.try_get("digest").map_err(error)?,
@@ -135,8 +136,9 @@ fn read(row: &PgRow) -> Result<Row, StoreError> {
         token: Token::from_bytes(row.try_get::<PgUuid, _>("token").map_err(error)?.0),
         attempt: attempt(row)?,
         lost: Lost::from_sql(row.try_get("lost").map_err(error)?)?,
+        abandoned: row.try_get("abandoned").map_err(error)?,
         fingerprint: row.try_get("fingerprint").map_err(error)?,
-        lease_left: left(row.try_get("lease_left").map_err(error)?),
+        lease_left: left(row.try_get("lease_left").map_err(error)?)?,
         expired: row.try_get("expired").map_err(error)?,
         expires_at: time(row.try_get("expires_at").map_err(error)?)?,
         answer: row.try_get("answer").map_err(error)?,

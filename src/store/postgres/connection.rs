@@ -1,5 +1,12 @@
-use sqlx::postgres::PgPoolOptions;
-use sqlx::{Error, Executor, PgPool, Postgres};
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::postgres::{PgArguments, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{
+    AssertSqlSafe, Connection as _, Either, Error, Executor, PgConnection, PgPool, Postgres,
+    SqlSafeStr, SqlStr, Transaction,
+};
 
 use super::{PgStore, PgStoreBuilder};
 use crate::store::StoreError;
@@ -23,7 +30,7 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     let options = if settings.pgbouncer {
         options
     } else {
-        let timeout = format!("{}ms", settings.statement_timeout.as_millis());
+        let timeout = milliseconds(settings.statement_timeout);
         options.after_connect(move |connection, _| {
             let query = sqlx::query(SESSION).bind(timeout.clone()).persistent(false);
             Box::pin(async move { connection.execute(query).await.map(drop) })
@@ -32,7 +39,70 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     options.connect_lazy_with(settings.pool.connect_options().as_ref().clone())
 }
 
+/// What `statement_timeout` takes: whole milliseconds up to `i32::MAX`, of which 0 would be for ever.
+fn milliseconds(timeout: Duration) -> String {
+    let millis = timeout.as_micros().div_ceil(1000).clamp(1, 0x7fff_ffff);
+    format!("{millis}ms")
+}
+
+/// The same as [`SESSION`] for one transaction, and sent with its `begin`: behind PgBouncer the
+/// session is somebody else's a moment later.
+pub(super) fn pooled_begin(settings: &PgStoreBuilder) -> SqlStr {
+    let timeout = milliseconds(settings.statement_timeout);
+    let sql = format!(
+        "begin isolation level read committed;
+        set local statement_timeout = '{timeout}';
+        set local idle_in_transaction_session_timeout = '{timeout}';
+        select set_config('synchronous_commit', 'on', true)
+        where current_setting('synchronous_commit') = 'off'"
+    );
+    AssertSqlSafe(sql).into_sql_str()
+}
+
+/// What a statement did.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) rows: Vec<PgRow>,
+    pub(super) affected: u64,
+}
+
 impl PgStore {
+    /// Runs one statement to its end, which is when it is committed.
+    pub(super) async fn run(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Done, StoreError> {
+        let mut connection = self.connection().await?;
+        let result = match self.pooled_begin {
+            None => collect(&mut connection, query).await,
+            Some(_) => self.collect_pooled(&mut connection, query).await,
+        };
+        connection.finish(result)
+    }
+
+    /// sqlx prepares a statement and executes it in two steps. A transaction pooler may send the
+    /// second one to another server unless both are in one transaction.
+    async fn collect_pooled(
+        &self,
+        connection: &mut PgConnection,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Done, Error> {
+        let mut transaction = self.begin(connection).await?;
+        let done = collect(&mut transaction, query.persistent(false)).await?;
+        transaction.commit().await?;
+        Ok(done)
+    }
+
+    pub(super) async fn begin<'c>(
+        &self,
+        connection: &'c mut PgConnection,
+    ) -> Result<Transaction<'c, Postgres>, Error> {
+        match &self.pooled_begin {
+            None => connection.begin().await,
+            Some(begin) => connection.begin_with(begin.clone()).await,
+        }
+    }
+
     pub(super) async fn acquire(&self) -> Result<Lent<Postgres>, Error> {
         self.pool.acquire().await.map(Lent::new)
     }
@@ -40,4 +110,19 @@ impl PgStore {
     pub(super) async fn connection(&self) -> Result<Lent<Postgres>, StoreError> {
         self.acquire().await.map_err(lent::error)
     }
+}
+
+async fn collect(
+    connection: &mut PgConnection,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<Done, Error> {
+    let mut steps = connection.fetch_many(query);
+    let mut done = Done::default();
+    while let Some(step) = steps.try_next().await? {
+        match step {
+            Either::Left(result) => done.affected += result.rows_affected(),
+            Either::Right(row) => done.rows.push(row),
+        }
+    }
+    Ok(done)
 }

@@ -1,5 +1,5 @@
 use futures_util::future::join_all;
-use sqlx::{Connection as _, Error};
+use sqlx::{Error, Row as _};
 
 use super::PgStore;
 use super::types::PgUuid;
@@ -36,6 +36,9 @@ impl PgStore {
         &self,
         leases: &[LeaseRenewal],
     ) -> Result<Vec<Renewed>, StoreError> {
+        if leases.is_empty() {
+            return Ok(Vec::new());
+        }
         let kept = self.extend_batch(leases).await?;
         let renewals = leases.iter().map(|renewal| async {
             if kept.contains(&renewal.claim.identity.id().into()) {
@@ -52,14 +55,10 @@ impl PgStore {
         let ids: Vec<PgUuid> = claims().map(|claim| claim.identity.id().into()).collect();
         let tokens: Vec<PgUuid> = claims().map(|claim| claim.token.into()).collect();
         let lengths: Vec<f64> = leases.iter().map(|r| r.lease.as_secs_f64()).collect();
-        let query = sqlx::query_scalar(EXTEND)
-            .bind(ids)
-            .bind(tokens)
-            .bind(lengths)
-            .persistent(self.persistent);
-        let mut connection = self.connection().await?;
-        let result = query.fetch_all(&mut *connection).await;
-        connection.finish(result)
+        let query = sqlx::query(EXTEND).bind(ids).bind(tokens).bind(lengths);
+        let rows = self.run(query).await?.rows;
+        let kept = rows.iter().map(|row| row.try_get(0).map_err(error));
+        kept.collect()
     }
 
     async fn extend_one(&self, renewal: &LeaseRenewal) -> Result<Renewed, StoreError> {
@@ -81,7 +80,7 @@ impl PgStore {
         connection: &mut sqlx::PgConnection,
         renewal: &LeaseRenewal,
     ) -> Result<Renewed, Error> {
-        let mut transaction = connection.begin().await?;
+        let mut transaction = self.begin(connection).await?;
         sqlx::query(LOCK_TIMEOUT)
             .persistent(false)
             .execute(&mut *transaction)
@@ -90,7 +89,7 @@ impl PgStore {
             .bind(PgUuid::from(renewal.claim.identity.id()))
             .bind(PgUuid::from(renewal.claim.token))
             .bind(renewal.lease.as_secs_f64())
-            .persistent(self.persistent)
+            .persistent(self.pooled_begin.is_none())
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;

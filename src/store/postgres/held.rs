@@ -62,11 +62,8 @@ impl PgStore {
     ) -> Result<Vec<HeldRecord>, StoreError> {
         let query = sqlx::query(LIST_HELD)
             .bind(after.map(PgUuid::from))
-            .bind(i64::from(limit.min(MAX_HELD_PAGE)))
-            .persistent(self.persistent);
-        let mut connection = self.connection().await?;
-        let result = query.fetch_all(&mut *connection).await;
-        connection.finish(result)?.iter().map(read_held).collect()
+            .bind(i64::from(limit.min(MAX_HELD_PAGE)));
+        self.run(query).await?.rows.iter().map(read_held).collect()
     }
 }
 

@@ -9,6 +9,9 @@ use super::PgStore;
 /// Any two nodes that start at once have to agree on it.
 const LOCK: &str = "select pg_advisory_xact_lock(7163904716390471)";
 
+/// Under a stricter default, the node that waited would go on with what it saw before.
+const BEGIN: &str = "begin isolation level read committed";
+
 /// Waiting for another node, or for a long upgrade, is not a fault.
 const NO_TIMEOUT: &str = "set local statement_timeout = 0";
 
@@ -49,7 +52,7 @@ impl PgStore {
 }
 
 async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    let mut transaction = connection.begin().await?;
+    let mut transaction = connection.begin_with(BEGIN).await?;
     for statement in [NO_TIMEOUT, LOCK] {
         let query = sqlx::query(statement).persistent(false);
         query.execute(&mut *transaction).await?;

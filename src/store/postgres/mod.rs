@@ -18,7 +18,7 @@ mod types;
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{PgPool, SqlStr};
 
 use super::protocol;
 use super::{
@@ -52,8 +52,8 @@ use crate::identity::{Identity, RecordId};
 #[derive(Debug, Clone)]
 pub struct PgStore {
     pool: PgPool,
-    /// Prepared statements are kept by name, which a transaction pooler would mix up.
-    persistent: bool,
+    /// How a transaction begins behind PgBouncer, where each statement needs one.
+    pooled_begin: Option<SqlStr>,
 }
 
 /// Settings of a [`PgStore`].
@@ -111,14 +111,15 @@ impl PgStoreBuilder {
     }
 
     /// How long the server works on one statement of the store before it gives up; also how long a
-    /// caller waits for a connection. Default: 5 s. Not set on the server behind PgBouncer.
+    /// caller waits for a connection. Default: 5 s. Whole milliseconds, at least one.
     pub fn with_statement_timeout(mut self, timeout: Duration) -> Self {
         self.statement_timeout = timeout;
         self
     }
 
-    /// Set it where the pool leads to PgBouncer in transaction mode: no statement is prepared by
-    /// name, and no setting of the session relied on. Default: `false`.
+    /// Set it where the pool leads to PgBouncer in transaction mode: each statement runs in a
+    /// transaction of its own, which makes three round trips of one, no statement is prepared by
+    /// name, and no setting of the session is relied on. Default: `false`.
     ///
     /// PgBouncer needs `ignore_startup_parameters = extra_float_digits`. Run
     /// [`migrate`](PgStore::migrate) over a direct connection.
@@ -140,7 +141,7 @@ impl PgStoreBuilder {
     #[must_use]
     pub fn build(self) -> PgStore {
         PgStore {
-            persistent: !self.pgbouncer,
+            pooled_begin: self.pgbouncer.then(|| connection::pooled_begin(&self)),
             pool: if self.share_pool {
                 self.pool
             } else {

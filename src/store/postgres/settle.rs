@@ -1,6 +1,6 @@
+use sqlx::Postgres;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{Executor, Postgres};
 
 use super::PgStore;
 use super::types::PgUuid;
@@ -14,11 +14,15 @@ where id = $1 and token = $2 and state in ('running', 'held')";
 
 const DELETE_CLAIMED: &str = "
 delete from idempotency.record
-where id = $1 and token = $2 and state in ('running', 'held')";
+where id = $1 and token = $2 and (state = 'held' or state = 'running' and not abandoned)";
+
+const GIVE_UP: &str = "
+update idempotency.record set leased_until = clock_timestamp()
+where id = $1 and token = $2 and state = 'running' and abandoned";
 
 const UPDATE_HELD: &str = "
 update idempotency.record set state = 'held', refs = $3, sweep_at = 'infinity'
-where id = $1 and token = $2 and state = 'running'";
+where id = $1 and token = $2 and state in ('running', 'held')";
 
 impl PgStore {
     pub(super) async fn update_completed(
@@ -36,6 +40,10 @@ impl PgStore {
         self.changes_one(fenced(DELETE_CLAIMED, claim)).await
     }
 
+    pub(super) async fn give_up(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.changes_one(fenced(GIVE_UP, claim)).await
+    }
+
     pub(super) async fn update_held(
         &self,
         claim: &Claim,
@@ -50,10 +58,7 @@ impl PgStore {
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<bool, StoreError> {
-        let mut connection = self.connection().await?;
-        let query = query.persistent(self.persistent);
-        let result = (&mut *connection).execute(query).await;
-        Ok(connection.finish(result)?.rows_affected() == 1)
+        Ok(self.run(query).await?.affected == 1)
     }
 }
 

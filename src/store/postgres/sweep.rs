@@ -1,16 +1,15 @@
-use sqlx::{Executor, Postgres, query::Query};
-
 use super::PgStore;
 use crate::store::{StoreError, Swept};
 
 /// By physical place, in the order of the index, and around rows that somebody has locked. The
-/// sub-select for the clock is evaluated once, which lets the index be used.
+/// start of the statement is a time that the planner knows, which lets it use the index, and it is
+/// never later than the clock.
 const DELETE_EXPIRED: &str = "
 delete from idempotency.record where ctid = any (array(
     select ctid from idempotency.record
-    where sweep_at <= (select clock_timestamp()) and expires_at <= (select clock_timestamp())
+    where sweep_at <= statement_timestamp() and expires_at <= statement_timestamp()
         and (state = 'completed' or state = 'running'
-            and lost <> 'hold' and leased_until <= (select clock_timestamp()))
+            and lost <> 'hold' and leased_until <= statement_timestamp())
     order by sweep_at limit $1
     for update skip locked
 ))";
@@ -18,7 +17,7 @@ delete from idempotency.record where ctid = any (array(
 const HOLD_LOST: &str = "
 update idempotency.record set state = 'held', sweep_at = 'infinity' where ctid = any (array(
     select ctid from idempotency.record
-    where sweep_at <= (select clock_timestamp()) and leased_until <= (select clock_timestamp())
+    where sweep_at <= statement_timestamp() and leased_until <= statement_timestamp()
         and state = 'running' and lost = 'hold'
     order by sweep_at limit $1
     for update skip locked
@@ -27,22 +26,13 @@ update idempotency.record set state = 'held', sweep_at = 'infinity' where ctid =
 impl PgStore {
     pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
         Ok(Swept {
-            held: self
-                .rows_changed(sqlx::query(HOLD_LOST).bind(i64::from(limit)))
-                .await?,
-            deleted: self
-                .rows_changed(sqlx::query(DELETE_EXPIRED).bind(i64::from(limit)))
-                .await?,
+            held: self.sweep_with(HOLD_LOST, limit).await?,
+            deleted: self.sweep_with(DELETE_EXPIRED, limit).await?,
         })
     }
 
-    async fn rows_changed(
-        &self,
-        query: Query<'_, Postgres, sqlx::postgres::PgArguments>,
-    ) -> Result<u64, StoreError> {
-        let mut connection = self.connection().await?;
-        let query = query.persistent(self.persistent);
-        let result = (&mut *connection).execute(query).await;
-        Ok(connection.finish(result)?.rows_affected())
+    async fn sweep_with(&self, sql: &'static str, limit: u32) -> Result<u64, StoreError> {
+        let query = sqlx::query(sql).bind(i64::from(limit));
+        Ok(self.run(query).await?.affected)
     }
 }

@@ -30,7 +30,8 @@ pub(super) fn own_pool(file: &SqliteConnectOptions) -> SqlitePool {
 /// sqlx names a database in memory `file:sqlx-in-memory-N`.
 pub(super) fn is_file(options: &SqliteConnectOptions) -> bool {
     let name = options.get_filename().to_string_lossy();
-    !name.contains("sqlx-in-memory") && !name.contains(":memory:")
+    // An empty name is a temporary file, deleted when it is closed.
+    !name.is_empty() && !name.contains("sqlx-in-memory") && !name.contains(":memory:")
 }
 
 /// `begin immediate`: a deferred transaction that turns to writing fails where another has written.

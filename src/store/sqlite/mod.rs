@@ -118,7 +118,13 @@ impl From<sqlx::Error> for SchemaError {
 
 impl fmt::Display for SchemaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot create or upgrade the idempotency table")
+        match self.0 {
+            MigrateError::VersionMissing(version) => write!(
+                f,
+                "the table has migration {version}, which this version of the crate does not know: run the newer version"
+            ),
+            _ => f.write_str("cannot create or upgrade the idempotency table"),
+        }
     }
 }
 

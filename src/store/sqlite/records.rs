@@ -1,7 +1,8 @@
 use std::time::SystemTime;
 
-use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row as _, Sqlite};
 
 use super::SqliteStore;
 use super::settle::fenced;
@@ -9,7 +10,7 @@ use crate::extract::References;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::lent::error;
-use crate::store::protocol::{Records, Row, State};
+use crate::store::protocol::{Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
@@ -26,7 +27,7 @@ on conflict (id) do nothing
 returning expires_at";
 
 const SELECT: &str = "
-select digest, state, token, attempt, lost, fingerprint, refs, answer,
+select digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
     leased_until - unixepoch('subsec') as lease_left,
     expires_at <= unixepoch('subsec') as expired, expires_at
 from idempotency_record where id = ?1";
@@ -36,7 +37,7 @@ update idempotency_record set
     state = 'running', token = ?2, attempt = ?3, lost = ?4, fingerprint = ?5,
     claimed_at = now, leased_until = now + ?6, expires_at = now + ?7,
     sweep_at = now + case ?4 when 'hold' then ?6 else ?7 end,
-    refs = null, answer = null
+    refs = null, answer = null, abandoned = ?9
 from (select unixepoch('subsec') as now)
 where id = ?1 and token = ?8 and (
     state = 'running' and leased_until <= now
@@ -55,16 +56,20 @@ where id = ?1 and token = ?2 and state in ('running', 'held')";
 
 const DELETE_CLAIMED: &str = "
 delete from idempotency_record
-where id = ?1 and token = ?2 and state in ('running', 'held')";
+where id = ?1 and token = ?2 and (state = 'held' or state = 'running' and not abandoned)";
+
+const GIVE_UP: &str = "
+update idempotency_record set leased_until = unixepoch('subsec')
+where id = ?1 and token = ?2 and state = 'running' and abandoned";
 
 const UPDATE_HELD: &str = "
 update idempotency_record set state = 'held', refs = ?3, sweep_at = 9e999
-where id = ?1 and token = ?2 and state = 'running'";
+where id = ?1 and token = ?2 and state in ('running', 'held')";
 
 impl Records for SqliteStore {
     async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
         let identity = &request.identity;
-        let query = sqlx::query_scalar(INSERT)
+        let query = sqlx::query(INSERT)
             .bind(identity.id().as_bytes().to_vec())
             .bind(identity.digest().to_vec())
             .bind(identity.scope())
@@ -75,9 +80,7 @@ impl Records for SqliteStore {
             .bind(request.fingerprint.to_bytes())
             .bind(request.lease.as_secs_f64())
             .bind(request.ttl.as_secs_f64());
-        let mut connection = self.connection().await?;
-        let result = query.fetch_optional(&mut *connection).await;
-        connection.finish(result)?.map(time).transpose()
+        self.returned(query).await
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
@@ -91,20 +94,19 @@ impl Records for SqliteStore {
         &self,
         request: &ClaimRequest,
         old: Token,
-        attempt: u32,
+        takeover: Takeover,
     ) -> Result<Option<SystemTime>, StoreError> {
-        let query = sqlx::query_scalar(TAKE_OVER)
+        let query = sqlx::query(TAKE_OVER)
             .bind(request.identity.id().as_bytes().to_vec())
             .bind(request.token.as_bytes().to_vec())
-            .bind(attempt)
-            .bind(request.lost.as_sql())
+            .bind(takeover.attempt)
+            .bind(takeover.lost(request).as_sql())
             .bind(request.fingerprint.to_bytes())
             .bind(request.lease.as_secs_f64())
             .bind(request.ttl.as_secs_f64())
-            .bind(old.as_bytes().to_vec());
-        let mut connection = self.connection().await?;
-        let result = query.fetch_optional(&mut *connection).await;
-        connection.finish(result)?.map(time).transpose()
+            .bind(old.as_bytes().to_vec())
+            .bind(takeover.abandoned);
+        self.returned(query).await
     }
 
     async fn hold_lost(&self, identity: &Identity, token: Token) -> Result<bool, StoreError> {
@@ -127,6 +129,11 @@ impl Records for SqliteStore {
         Ok(self.execute(query).await? == 1)
     }
 
+    async fn give_up(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let query = fenced(GIVE_UP, &claim.identity, claim.token);
+        Ok(self.execute(query).await? == 1)
+    }
+
     async fn update_held(
         &self,
         claim: &Claim,
@@ -137,6 +144,21 @@ impl Records for SqliteStore {
     }
 }
 
+impl SqliteStore {
+    /// The time a statement returned. `fetch_optional` would stop at the first row, and never hear
+    /// that the commit after it failed.
+    async fn returned(
+        &self,
+        query: Query<'_, Sqlite, SqliteArguments>,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        let mut connection = self.connection().await?;
+        let result = query.fetch_all(&mut *connection).await;
+        let rows = connection.finish(result)?;
+        let expires_at = rows.first().map(|row| row.try_get(0)).transpose();
+        expires_at.map_err(error)?.map(time).transpose()
+    }
+}
+
 fn read(row: &SqliteRow) -> Result<Row, StoreError> {
     Ok(Row {
         digest: row.try_get("digest").map_err(error)?,
@@ -144,8 +166,9 @@ fn read(row: &SqliteRow) -> Result<Row, StoreError> {
         token: token(row)?,
         attempt: row.try_get("attempt").map_err(error)?,
         lost: Lost::from_sql(row.try_get("lost").map_err(error)?)?,
+        abandoned: row.try_get("abandoned").map_err(error)?,
         fingerprint: row.try_get("fingerprint").map_err(error)?,
-        lease_left: left(row.try_get("lease_left").map_err(error)?),
+        lease_left: left(row.try_get("lease_left").map_err(error)?)?,
         expired: row.try_get("expired").map_err(error)?,
         expires_at: time(row.try_get("expires_at").map_err(error)?)?,
         answer: row.try_get("answer").map_err(error)?,

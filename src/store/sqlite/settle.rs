@@ -1,6 +1,6 @@
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Row as _, Sqlite};
+use sqlx::{Connection as _, Error, Row as _, Sqlite, SqliteConnection};
 
 use super::SqliteStore;
 use super::records::token;
@@ -50,21 +50,18 @@ update idempotency_record set state = 'held', sweep_at = 9e999 where id in (
 )";
 
 impl SqliteStore {
-    /// One statement each: SQLite locks the file, never a row, so none can be stuck by itself.
+    /// In one transaction, which is one write to the disk. SQLite locks the file, never a row, so
+    /// none can be stuck by itself.
     pub(super) async fn extend_leases(
         &self,
         leases: &[LeaseRenewal],
     ) -> Result<Vec<Renewed>, StoreError> {
-        let mut renewed = Vec::with_capacity(leases.len());
-        for renewal in leases {
-            let query = fenced(EXTEND, &renewal.claim.identity, renewal.claim.token)
-                .bind(renewal.lease.as_secs_f64());
-            renewed.push(match self.execute(query).await? {
-                0 => Renewed::Lost,
-                _ => Renewed::Kept,
-            });
+        if leases.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(renewed)
+        let mut connection = self.connection().await?;
+        let result = extend(&mut connection, leases).await;
+        connection.finish(result)
     }
 
     pub(super) async fn resolve_held(
@@ -106,6 +103,25 @@ impl SqliteStore {
                 .await?,
         })
     }
+}
+
+async fn extend(
+    connection: &mut SqliteConnection,
+    leases: &[LeaseRenewal],
+) -> Result<Vec<Renewed>, Error> {
+    let mut transaction = connection.begin_with("begin immediate").await?;
+    let mut renewed = Vec::with_capacity(leases.len());
+    for renewal in leases {
+        let query = fenced(EXTEND, &renewal.claim.identity, renewal.claim.token)
+            .bind(renewal.lease.as_secs_f64());
+        let done = query.execute(&mut *transaction).await?;
+        renewed.push(match done.rows_affected() {
+            0 => Renewed::Lost,
+            _ => Renewed::Kept,
+        });
+    }
+    transaction.commit().await?;
+    Ok(renewed)
 }
 
 pub(super) fn fenced(
