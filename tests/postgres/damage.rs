@@ -1,0 +1,82 @@
+//! Records that cannot be read, or are not what they seem.
+
+use tower_idempotency::store::{ClaimRequest, Claimed, Existing};
+use tower_idempotency::{Identity, RecordId, Store, StoreErrorKind};
+
+use super::{Fixture, acquire, completion, request, sql};
+
+#[tokio::test]
+async fn x9_a_record_that_cannot_be_read_is_corrupt() {
+    for damage in [
+        r"answer = '\x00'",
+        r"answer = '\xff'::bytea || substr(answer, 2)",
+        r"answer = set_byte(answer, 9, get_byte(answer, 9) # 1)",
+        r"fingerprint = '\x01'",
+        r"fingerprint = ''",
+        "refs = '{'",
+        r"digest = '\x01'",
+        "attempt = -1",
+        "expires_at = '-infinity', state = 'held'",
+        "expires_at = 'infinity'",
+    ] {
+        let fixture = Fixture::new().await;
+        let request = request("key");
+        let claim = acquire(&fixture.store, &request).await;
+        fixture.store.complete(&claim, &completion()).await.unwrap();
+        let update = format!("update idempotency.record set {damage}");
+        sql(&fixture.pool, &update).await;
+        let found = fixture.store.claim(&request).await;
+        let error = found.expect_err(damage);
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{damage}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lease_without_end_is_told_as_corrupt_not_as_over() {
+    for end in ["infinity", "-infinity"] {
+        let fixture = Fixture::new().await;
+        let request = request("key");
+        acquire(&fixture.store, &request).await;
+        let update = format!("update idempotency.record set leased_until = '{end}'");
+        sql(&fixture.pool, &update).await;
+        let found = fixture
+            .store
+            .lookup(&request.identity, &request.fingerprint);
+        assert_eq!(found.await.unwrap_err().kind(), StoreErrorKind::Corrupt);
+    }
+}
+
+#[tokio::test]
+async fn two_identities_under_one_id_are_corrupt_and_the_first_is_left_alone() {
+    let fixture = Fixture::new().await;
+    let first = request("first");
+    let claim = acquire(&fixture.store, &first).await;
+    fixture.store.complete(&claim, &completion()).await.unwrap();
+
+    // The same row under the id that another key has.
+    let second = Identity::new("acme", "POST /charges", "second");
+    let update = format!("update idempotency.record set id = '{}'", second.id());
+    sql(&fixture.pool, &update).await;
+    let colliding = ClaimRequest {
+        identity: second.clone(),
+        ..request("second")
+    };
+    let refused = fixture.store.claim(&colliding).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Corrupt);
+    let first = ClaimRequest {
+        identity: first.identity.with_id(second.id()),
+        ..first
+    };
+    let found = fixture.store.claim(&first).await.unwrap();
+    assert!(matches!(found, Claimed::Existing(Existing::Completed(_))));
+}
+
+#[tokio::test]
+async fn an_id_is_stored_as_the_uuid_it_shows() {
+    let fixture = Fixture::new().await;
+    let request = request("01890a5d-ac96-774b-bcce-b302099a8057");
+    acquire(&fixture.store, &request).await;
+    let id: String = super::text(&fixture.pool, "select id::text from idempotency.record").await;
+    assert_eq!(id, RecordId::to_string(&request.identity.id()));
+    assert!(id.starts_with("01890a5d-ac96-"), "{id}");
+}

@@ -1,0 +1,157 @@
+//! Rows that somebody else has locked.
+
+use std::time::{Duration, Instant};
+
+use sqlx::AssertSqlSafe;
+use tower_idempotency::store::{Claimed, Renewed};
+use tower_idempotency::{PgStore, Store, StoreErrorKind};
+
+use super::{Fixture, acquire, completion, renewal, request, sql};
+
+/// A transaction that has locked one record until it is dropped.
+async fn lock(fixture: &Fixture, key: &str) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut transaction = fixture.pool.begin().await.unwrap();
+    let sql = format!("select 1 from idempotency.record where key = '{key}' for update");
+    let done = sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(done.rows_affected(), 1);
+    transaction
+}
+
+#[tokio::test]
+async fn c13_one_locked_record_does_not_keep_other_leases_from_being_renewed() {
+    let fixture = Fixture::new().await;
+    let mut due = Vec::new();
+    for key in ["a", "b", "c"] {
+        due.push(renewal(&acquire(&fixture.store, &request(key)).await));
+    }
+    let locked = lock(&fixture, "b").await;
+    let begun = Instant::now();
+    let renewed = fixture.store.extend(&due).await.unwrap();
+    assert_eq!(renewed, [Renewed::Kept, Renewed::Busy, Renewed::Kept]);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    drop(locked);
+    super::until("the lock is gone", async || {
+        fixture.store.extend(&due).await.unwrap() == [Renewed::Kept; 3]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn renewals_wait_for_a_lock_in_no_order_that_can_deadlock() {
+    let fixture = Fixture::new().await;
+    let mut due = Vec::new();
+    for n in 0..50 {
+        let claim = acquire(&fixture.store, &request(&n.to_string())).await;
+        due.push(renewal(&claim));
+    }
+    let reversed: Vec<_> = due.iter().rev().cloned().collect();
+    for _ in 0..20 {
+        let (a, b) = tokio::join!(fixture.store.extend(&due), fixture.store.extend(&reversed));
+        for renewed in [a.unwrap(), b.unwrap()] {
+            assert!(renewed.iter().all(|renewed| *renewed != Renewed::Lost));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_waits_for_a_lock_ends_and_is_unavailable() {
+    let fixture = Fixture::new().await;
+    let builder = PgStore::builder(fixture.pool.clone());
+    let timeout = Duration::from_millis(300);
+    let store = builder.with_statement_timeout(timeout).build();
+    let claim = acquire(&store, &request("key")).await;
+    let locked = lock(&fixture, "key").await;
+    for pooled in [false, true] {
+        let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(pooled);
+        let store = builder.with_statement_timeout(timeout).build();
+        let begun = Instant::now();
+        let refused = store.complete(&claim, &completion()).await.unwrap_err();
+        assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+        assert!(begun.elapsed() >= timeout && begun.elapsed() < Duration::from_secs(4));
+    }
+    locked.rollback().await.unwrap();
+    store.complete(&claim, &completion()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_timeout_below_a_millisecond_is_not_for_ever() {
+    let fixture = Fixture::new().await;
+    let claim = acquire(&fixture.store, &request("key")).await;
+    let locked = lock(&fixture, "key").await;
+    // Seen by the server alone: with so little patience a caller would not get a connection.
+    let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(true);
+    let builder = builder.with_statement_timeout(Duration::from_micros(10));
+    let store = builder.with_shared_pool(true).build();
+    let completion = completion();
+    let refused = store.complete(&claim, &completion);
+    let refused = tokio::time::timeout(Duration::from_secs(4), refused).await;
+    assert_eq!(
+        refused.unwrap().unwrap_err().kind(),
+        StoreErrorKind::Unavailable
+    );
+    drop(locked);
+}
+
+#[tokio::test]
+async fn a_timeout_longer_than_the_server_can_count_is_its_longest() {
+    let fixture = Fixture::new().await;
+    let builder = PgStore::builder(fixture.pool.clone());
+    let store = builder
+        .with_statement_timeout(Duration::from_secs(u64::from(u32::MAX)))
+        .build();
+    acquire(&store, &request("key")).await;
+}
+
+#[tokio::test]
+async fn a_sweep_passes_over_records_that_are_locked() {
+    let fixture = Fixture::new().await;
+    for key in ["a", "b"] {
+        let claim = acquire(&fixture.store, &request(key)).await;
+        fixture.store.complete(&claim, &completion()).await.unwrap();
+    }
+    sql(
+        &fixture.pool,
+        "update idempotency.record set expires_at = now(), sweep_at = now()",
+    )
+    .await;
+    let locked = lock(&fixture, "a").await;
+    let sweep = tokio::time::timeout(Duration::from_secs(3), fixture.store.delete_expired(10));
+    assert_eq!(sweep.await.unwrap().unwrap().deleted, 1);
+    locked.rollback().await.unwrap();
+    assert_eq!(fixture.store.delete_expired(10).await.unwrap().deleted, 1);
+}
+
+/// Two claims of one key in transactions that overlap: the second finds the row only once the first
+/// has committed, and a statement that both inserts and reads would see neither.
+#[tokio::test]
+async fn c5_a_claim_that_waited_for_another_insert_sees_its_record() {
+    let fixture = Fixture::new().await;
+    let first = request("key");
+    let mut transaction = fixture.pool.begin().await.unwrap();
+    sql(
+        &fixture.pool,
+        "create table copy (like idempotency.record including all)",
+    )
+    .await;
+    acquire(&fixture.store, &first).await;
+    sql(
+        &fixture.pool,
+        "insert into copy select * from idempotency.record; delete from idempotency.record",
+    )
+    .await;
+    let insert = sqlx::raw_sql("insert into idempotency.record select * from copy");
+    insert.execute(&mut *transaction).await.unwrap();
+
+    let (store, second) = (fixture.store.clone(), request("key"));
+    let waiting = tokio::spawn(async move { store.claim(&second).await });
+    super::until("the second claim waits", async || {
+        super::backends(&fixture.pool, "wait_event_type = 'Lock'").await == 1
+    })
+    .await;
+    transaction.commit().await.unwrap();
+    let claimed = waiting.await.unwrap().unwrap();
+    assert!(matches!(claimed, Claimed::Existing(_)), "{claimed:?}");
+}
