@@ -49,7 +49,7 @@ impl Pooled {
         let url: PgConnectOptions = database.url.parse().unwrap();
         let pooled = url.host("127.0.0.1").port(port.parse().expect(NEEDED));
         let pool = PgPoolOptions::new().connect_lazy_with(pooled);
-        let builder = PgStore::builder(pool).with_max_connections(16);
+        let builder = PgStore::builder(pool).with_max_connections(16).unwrap();
         Self {
             store: builder.with_pgbouncer(option).build(),
             direct,

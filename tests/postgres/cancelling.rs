@@ -33,7 +33,7 @@ async fn cancel_everywhere(
     call: impl AsyncFn(&PgStore, usize) -> bool,
 ) {
     let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(pooled);
-    let store = builder.with_max_connections(1).build();
+    let store = builder.with_max_connections(1).unwrap().build();
     let (mut cancelled, mut done_in_a_row) = (0, 0);
     for polls in 1..300 {
         if call(&store, polls).await {
@@ -142,7 +142,7 @@ async fn a_cancelled_call_gives_its_place_to_the_next() {
     lock.execute(&mut *locked).await.unwrap();
 
     let builder = PgStore::builder(fixture.pool.clone());
-    let store = builder.with_max_connections(1).build();
+    let store = builder.with_max_connections(1).unwrap().build();
     let completion = completion();
     let stuck = store.complete(&claim, &completion);
     assert!(

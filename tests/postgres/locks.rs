@@ -61,12 +61,12 @@ async fn a_statement_that_waits_for_a_lock_ends_and_is_unavailable() {
     let fixture = Fixture::new().await;
     let builder = PgStore::builder(fixture.pool.clone());
     let timeout = Duration::from_millis(300);
-    let store = builder.with_statement_timeout(timeout).build();
+    let store = builder.with_statement_timeout(timeout).unwrap().build();
     let claim = acquire(&store, &request("key")).await;
     let locked = lock(&fixture, "key").await;
     for pooled in [false, true] {
         let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(pooled);
-        let store = builder.with_statement_timeout(timeout).build();
+        let store = builder.with_statement_timeout(timeout).unwrap().build();
         let begun = Instant::now();
         let refused = store.complete(&claim, &completion()).await.unwrap_err();
         assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
@@ -77,32 +77,17 @@ async fn a_statement_that_waits_for_a_lock_ends_and_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_timeout_below_a_millisecond_is_not_for_ever() {
+async fn settings_that_cannot_work_are_refused_by_name() {
     let fixture = Fixture::new().await;
-    let claim = acquire(&fixture.store, &request("key")).await;
-    let locked = lock(&fixture, "key").await;
-    // Seen by the server alone: with so little patience a caller would not get a connection.
-    let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(true);
-    let builder = builder.with_statement_timeout(Duration::from_micros(10));
-    let store = builder.with_shared_pool(true).build();
-    let completion = completion();
-    let refused = store.complete(&claim, &completion);
-    let refused = tokio::time::timeout(Duration::from_secs(4), refused).await;
-    assert_eq!(
-        refused.unwrap().unwrap_err().kind(),
-        StoreErrorKind::Unavailable
-    );
-    drop(locked);
-}
-
-#[tokio::test]
-async fn a_timeout_longer_than_the_server_can_count_is_its_longest() {
-    let fixture = Fixture::new().await;
-    let builder = PgStore::builder(fixture.pool.clone());
-    let store = builder
-        .with_statement_timeout(Duration::from_secs(u64::from(u32::MAX)))
-        .build();
-    acquire(&store, &request("key")).await;
+    let builder = || PgStore::builder(fixture.pool.clone());
+    let too_short = Duration::from_micros(999);
+    let too_long = Duration::from_secs(24 * 3600 + 1);
+    for timeout in [Duration::ZERO, too_short, too_long] {
+        let refused = builder().with_statement_timeout(timeout).unwrap_err();
+        assert_eq!(refused.field(), "statement_timeout");
+    }
+    let refused = builder().with_max_connections(0).unwrap_err();
+    assert_eq!(refused.field(), "max_connections");
 }
 
 #[tokio::test]

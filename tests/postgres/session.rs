@@ -149,6 +149,7 @@ async fn the_store_opens_no_more_connections_than_it_may() {
     let pool = fixture.database.pool(1).await;
     let store = PgStore::builder(pool.clone())
         .with_max_connections(2)
+        .unwrap()
         .build();
     let before = backends(&pool, "true").await;
     let mut claims = JoinSet::new();
@@ -166,7 +167,7 @@ async fn the_store_opens_no_more_connections_than_it_may() {
 async fn a_backend_that_was_killed_costs_one_error_at_most() {
     let fixture = Fixture::new().await;
     let store = PgStore::builder(fixture.pool.clone());
-    let store = store.with_max_connections(1).build();
+    let store = store.with_max_connections(1).unwrap().build();
     let first = request("first");
     acquire(&store, &first).await;
     sql(
@@ -219,6 +220,7 @@ async fn a_server_that_is_not_there_is_unavailable_in_time() {
     let store = PgStore::builder(pool);
     let store = store
         .with_statement_timeout(Duration::from_millis(300))
+        .unwrap()
         .build();
     let request = request("key");
     let asked = tokio::time::timeout(Duration::from_secs(5), store.claim(&request));

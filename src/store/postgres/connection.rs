@@ -39,10 +39,8 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     options.connect_lazy_with(settings.pool.connect_options().as_ref().clone())
 }
 
-/// What `statement_timeout` takes: whole milliseconds up to `i32::MAX`, of which 0 would be for ever.
 fn milliseconds(timeout: Duration) -> String {
-    let millis = timeout.as_micros().div_ceil(1000).clamp(1, 0x7fff_ffff);
-    format!("{millis}ms")
+    format!("{}ms", timeout.as_millis())
 }
 
 /// The same as [`SESSION`] for one transaction, and sent with its `begin`: behind PgBouncer the

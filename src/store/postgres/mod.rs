@@ -16,6 +16,7 @@ mod settle;
 mod sweep;
 mod types;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use sqlx::{PgPool, SqlStr};
@@ -25,6 +26,7 @@ use super::{
     Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
     Resolution, Store, StoreError, Swept, Token,
 };
+use crate::error::ConfigError;
 use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
@@ -59,11 +61,11 @@ pub struct PgStore {
 /// Settings of a [`PgStore`].
 ///
 /// ```no_run
-/// # async fn example() -> Result<(), sqlx::Error> {
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// use tower_idempotency::PgStore;
 ///
 /// let pool = sqlx::PgPool::connect("postgres://localhost:6432/shop").await?;
-/// let store = PgStore::builder(pool).with_pgbouncer(true).with_max_connections(4).build();
+/// let store = PgStore::builder(pool).with_pgbouncer(true).with_max_connections(4)?.build();
 /// # Ok(())
 /// # }
 /// ```
@@ -77,6 +79,10 @@ pub struct PgStoreBuilder {
     share_pool: bool,
 }
 
+/// PostgreSQL counts whole milliseconds, and takes 0 for "for ever".
+const STATEMENT_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
 impl PgStore {
     /// A store with the default settings, on the database of `pool`. Connects when first used.
     #[must_use]
@@ -86,7 +92,7 @@ impl PgStore {
 
     /// Closes the store's own connections, once the statements under way have ended. Every later call
     /// is [`Unavailable`](crate::StoreErrorKind::Unavailable). Dropping the store closes them, too,
-    /// without waiting.
+    /// without waiting. A [shared pool](PgStoreBuilder::with_shared_pool) is closed for the application, too.
     pub async fn close(&self) {
         self.pool.close().await;
     }
@@ -105,16 +111,31 @@ impl PgStore {
 
 impl PgStoreBuilder {
     /// The most connections the store opens. Default: 8.
-    pub fn with_max_connections(mut self, max: u32) -> Self {
-        self.max_connections = max.max(1);
-        self
+    ///
+    /// # Errors
+    ///
+    /// `max_connections` of zero.
+    pub fn with_max_connections(mut self, max: u32) -> Result<Self, ConfigError> {
+        if max == 0 {
+            return Err(ConfigError::new("max_connections", "must be at least 1"));
+        }
+        self.max_connections = max;
+        Ok(self)
     }
 
     /// How long the server works on one statement of the store before it gives up; also how long a
-    /// caller waits for a connection. Default: 5 s. Whole milliseconds, at least one.
-    pub fn with_statement_timeout(mut self, timeout: Duration) -> Self {
+    /// caller waits for a connection. Default: 5 s.
+    ///
+    /// # Errors
+    ///
+    /// `statement_timeout` of less than a millisecond, or more than a day.
+    pub fn with_statement_timeout(mut self, timeout: Duration) -> Result<Self, ConfigError> {
+        if !STATEMENT_TIMEOUTS.contains(&timeout) {
+            let reason = format!("must be 1 ms to 24 h, not {timeout:?}");
+            return Err(ConfigError::new("statement_timeout", reason));
+        }
         self.statement_timeout = timeout;
-        self
+        Ok(self)
     }
 
     /// Set it where the pool leads to PgBouncer in transaction mode: each statement runs in a
