@@ -1,1 +1,26 @@
-//! Fault harness.
+//! Real processes, real sockets, real databases: what must hold when they crash, hang or vanish.
+//!
+//! The *subject* ([`subject`], a binary) is an axum server with the layer on `POST /pay`; its
+//! handler writes what it does to a [`ledger`], through a pool of its own. The tests start subjects
+//! ([`process`]), talk to them by raw TCP ([`client`]), hurt them ([`signal`]) or their database
+//! ([`cluster`]), and then compare the ledger with what the clients were told.
+//!
+//! A test of a fault has to show that the fault was there when it should: it waits for the row of
+//! the ledger, for the state of the process, for the broken connection.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a harness of tests, which fail by panicking"
+)]
+
+pub mod client;
+pub mod cluster;
+pub mod database;
+pub mod ledger;
+pub mod process;
+pub mod random;
+pub mod settings;
+pub mod signal;
+pub mod subject;
+pub mod wait;

@@ -1,0 +1,228 @@
+//! A PostgreSQL server of a test's own, to be stopped, crashed and frozen.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::random::fresh_key;
+use crate::signal;
+use crate::wait::until;
+
+/// A private server on 127.0.0.1, on a free port. Stopped and removed when dropped, and when this
+/// process ends in any other way.
+#[derive(Debug)]
+pub struct Cluster {
+    programs: PathBuf,
+    directory: PathBuf,
+    port: u16,
+    password: String,
+    /// Waits for the end of its standard input, and then cleans up.
+    janitor: Child,
+}
+
+const CLEAN_UP: &str = r#"
+trap '' INT TERM HUP
+cat >/dev/null
+pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && {
+    kill -CONT "$pid"
+    kill -QUIT "$pid"
+    i=0
+    while kill -0 "$pid" 2>/dev/null && [ $i -lt 50 ]; do sleep 0.1; i=$((i + 1)); done
+    kill -KILL "$pid"
+} 2>/dev/null
+rm -rf "$1"
+"#;
+
+impl Cluster {
+    /// Creates and starts a server.
+    ///
+    /// # Panics
+    ///
+    /// Without the programs of a server: `TEST_PG_BIN`, or Debian's place for them.
+    pub async fn start() -> Self {
+        let cluster = tokio::task::spawn_blocking(Self::create).await;
+        let mut cluster = cluster.expect("creating does not panic");
+        for _ in 0..5 {
+            if cluster.try_boot() {
+                return cluster;
+            }
+            cluster.port = free_port();
+        }
+        panic!("the server does not start: {}", cluster.log());
+    }
+
+    fn create() -> Self {
+        let directory = std::env::temp_dir().join(format!("faults-{}", fresh_key()));
+        std::fs::create_dir(&directory).expect("the temporary directory is writable");
+        let janitor = Command::new("sh")
+            .args(["-c", CLEAN_UP, "sh"])
+            .arg(&directory)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("there is a shell");
+        let cluster = Self {
+            programs: programs(),
+            directory,
+            port: free_port(),
+            password: fresh_key(),
+            janitor,
+        };
+        let secret = cluster.directory.join("password");
+        std::fs::write(&secret, &cluster.password).expect("it is writable");
+        if let Some(owner) = owner() {
+            run(Command::new("chown").args(["-R", owner]).arg(&cluster.directory));
+        }
+        // An unoptimised client takes a tenth of a second for each exchange of SCRAM, and the tests of
+        // recovery count the time until all connections are made anew.
+        run(cluster
+            .program("initdb")
+            .args(["--username=postgres", "--auth=password"])
+            .args(["--encoding=UTF8", "--no-locale", "--no-sync"])
+            .arg(format!("--pwfile={}", secret.display())));
+        cluster
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let (password, port) = (&self.password, self.port);
+        format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres")
+    }
+
+    /// Starts it again.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    pub fn boot(&self) {
+        assert!(self.try_boot(), "it does not start again: {}", self.log());
+    }
+
+    /// Ends it: `fast` or `immediate`, which is a crash.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    pub fn shut(&self, mode: &str) {
+        run(self.program("pg_ctl").args(["-m", mode, "-w", "stop"]));
+    }
+
+    /// Stops all its processes where they stand; connections stay open, and new ones are accepted by
+    /// the kernel.
+    ///
+    /// # Panics
+    ///
+    /// When they do not stop.
+    pub async fn freeze(&self) {
+        // The postmaster first: it makes no new ones then.
+        signal::stop(self.postmaster()).await;
+        for child in signal::children(self.postmaster()) {
+            signal::send(child, "STOP");
+        }
+        until("every process to be stopped", async || {
+            let mut children = signal::children(self.postmaster()).into_iter();
+            children
+                .all(|pid| matches!(signal::state(pid), Some('T' | 'Z') | None))
+                .then_some(())
+        })
+        .await;
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        for child in signal::children(self.postmaster()) {
+            signal::send(child, "CONT");
+        }
+        signal::send(self.postmaster(), "CONT");
+    }
+
+    fn postmaster(&self) -> u32 {
+        let file = std::fs::read_to_string(self.directory.join("data/postmaster.pid"));
+        let file = file.expect("the server runs");
+        let pid = file.lines().next().map(str::parse);
+        pid.expect("a line").expect("a number")
+    }
+
+    fn try_boot(&self) -> bool {
+        let options = format!(
+            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
+             -c max_connections=200 -c fsync=off",
+            self.port
+        );
+        let status = self
+            .program("pg_ctl")
+            .args(["-w", "-t", "60", "-o", &options, "-l"])
+            .arg(self.directory.join("log"))
+            .arg("start")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// A program of the server, run by its owner: PostgreSQL refuses to run as root.
+    fn program(&self, name: &str) -> Command {
+        let path = self.programs.join(name);
+        let mut command = match owner() {
+            Some(owner) => {
+                let mut command = Command::new("runuser");
+                command.args(["-u", owner, "--"]).arg(path);
+                command
+            }
+            None => Command::new(path),
+        };
+        command
+            .arg("-D")
+            .arg(self.directory.join("data"))
+            .current_dir(&self.directory)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.janitor.stdin.take());
+        let _ = self.janitor.wait();
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("the program is there");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn owner() -> Option<&'static str> {
+    let is_root = std::fs::metadata("/proc/self")
+        .is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0);
+    is_root.then_some("postgres")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there are free ports");
+    listener.local_addr().expect("it is bound").port()
+}
+
+fn programs() -> PathBuf {
+    if let Some(given) = std::env::var_os("TEST_PG_BIN") {
+        return given.into();
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter();
+    let versions = versions.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let newest = versions.max_by_key(|path| version(path));
+    let newest = newest.expect("this test needs the programs of PostgreSQL: set TEST_PG_BIN");
+    newest.join("bin")
+}
+
+fn version(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.parse().ok()
+}

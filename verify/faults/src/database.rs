@@ -1,0 +1,192 @@
+//! A database for one test, of either kind, and what stands in its records.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqlitePoolOptions;
+use tower_idempotency::store::{HeldRecord, Resolution};
+use tower_idempotency::{PgStore, SqliteStore, Store as _, StoreError};
+
+use crate::ledger::{Entry, Ledger, sqlite_options};
+use crate::random::fresh_key;
+use crate::settings::Settings;
+use crate::wait::until;
+
+#[path = "../../../tests/common/database.rs"]
+mod postgres;
+
+/// A fresh database, removed with the value.
+#[derive(Debug)]
+pub struct Database {
+    /// `postgres://..` or `sqlite:PATH`.
+    pub url: String,
+    /// What the handlers did.
+    pub ledger: Ledger,
+    // Declared last: removed after everything that uses it.
+    _place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Postgres { _database: postgres::TestDatabase },
+    Sqlite(PathBuf),
+    Foreign,
+}
+
+impl Database {
+    /// On the server of `DATABASE_URL`.
+    ///
+    /// # Panics
+    ///
+    /// Without such a server.
+    pub async fn postgres() -> Self {
+        let database = postgres::TestDatabase::create().await;
+        let url = database.url.clone();
+        Self::at(
+            url,
+            Place::Postgres {
+                _database: database,
+            },
+        )
+        .await
+    }
+
+    /// In a temporary directory.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub async fn sqlite() -> Self {
+        let directory = std::env::temp_dir().join(format!("faults-{}", fresh_key()));
+        std::fs::create_dir(&directory).expect("the temporary directory is writable");
+        let url = format!("sqlite:{}", directory.join("subject.db").display());
+        Self::at(url, Place::Sqlite(directory)).await
+    }
+
+    /// One that somebody else takes care of.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be reached.
+    pub async fn foreign(url: &str) -> Self {
+        Self::at(url.to_owned(), Place::Foreign).await
+    }
+
+    async fn at(url: String, place: Place) -> Self {
+        let ledger = Ledger::open(&url).await.expect("it can be reached");
+        ledger.create().await.expect("it can be written");
+        Self {
+            url,
+            ledger,
+            _place: place,
+        }
+    }
+
+    /// Settings of a subject on this database.
+    #[must_use]
+    pub fn settings(&self, risk: &str) -> Settings {
+        Settings::new(&self.url, risk)
+    }
+
+    /// The runs of one key of the usual tenant.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be asked.
+    pub async fn runs(&self, key: &str) -> Vec<Entry> {
+        let entries = self.ledger.entries("acme", key).await;
+        entries.expect("the ledger can be read")
+    }
+
+    /// Waits until this many runs of a key have begun.
+    pub async fn has_begun(&self, key: &str, runs: usize) -> Vec<Entry> {
+        until("the handler to begin", async || {
+            let entries = self.runs(key).await;
+            (entries.len() >= runs).then_some(entries)
+        })
+        .await
+    }
+
+    /// The state of a key's record, or `None` where there is none.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be asked.
+    pub async fn state(&self, key: &str) -> Option<String> {
+        const POSTGRES: &str = "select state from idempotency.record where key = $1";
+        const SQLITE: &str = "select state from idempotency_record where key = $1";
+        let state = match &self.ledger {
+            Ledger::Postgres(pool) => {
+                let query = sqlx::query_scalar(POSTGRES).bind(key);
+                query.fetch_optional(pool).await
+            }
+            Ledger::Sqlite(pool) => {
+                let query = sqlx::query_scalar(SQLITE).bind(key);
+                query.fetch_optional(pool).await
+            }
+        };
+        state.expect("the record can be read")
+    }
+
+    /// Waits until the record of a key is in a state.
+    pub async fn has_state(&self, key: &str, state: &str) {
+        until(&format!("a record that is {state}"), async || {
+            (self.state(key).await.as_deref() == Some(state)).then_some(())
+        })
+        .await;
+    }
+
+    /// All held records, as an operator sees them.
+    ///
+    /// # Panics
+    ///
+    /// When the store cannot be asked.
+    pub async fn held(&self) -> Vec<HeldRecord> {
+        let listed = match self.url.strip_prefix("sqlite:") {
+            Some(path) => sqlite_store(path).list_held(None, 1000).await,
+            None => postgres_store(&self.url).list_held(None, 1000).await,
+        };
+        listed.expect("held records can be listed")
+    }
+
+    /// Resolves a held record, as an operator does.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    pub async fn resolve(
+        &self,
+        held: &HeldRecord,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        let (identity, token) = (&held.identity, held.token);
+        match self.url.strip_prefix("sqlite:") {
+            Some(path) => {
+                let store = sqlite_store(path);
+                store.resolve(identity, token, resolution).await
+            }
+            None => {
+                let store = postgres_store(&self.url);
+                store.resolve(identity, token, resolution).await
+            }
+        }
+    }
+}
+
+fn sqlite_store(path: &str) -> SqliteStore {
+    SqliteStore::new(SqlitePoolOptions::new().connect_lazy_with(sqlite_options(path)))
+}
+
+fn postgres_store(url: &str) -> PgStore {
+    let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(10));
+    PgStore::new(pool.connect_lazy(url).expect("the URL is one"))
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Self::Sqlite(directory) = self {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Subjects as child processes, that never outlive their test.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use crate::client::{Answer, Connection};
+use crate::settings::Settings;
+use crate::signal;
+use crate::wait::{PATIENCE, until};
+
+/// Starts subjects from one binary.
+#[derive(Debug, Clone, Copy)]
+pub struct Launcher(pub &'static str);
+
+/// A running subject. Killed when dropped.
+#[derive(Debug)]
+pub struct Subject {
+    child: Child,
+    /// Closed by the kernel when this process ends in whatever way, which ends the subject.
+    _stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    log: PathBuf,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl Launcher {
+    /// Starts a subject, and waits until it listens.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub async fn start(self, settings: &Settings) -> Subject {
+        let launcher = self;
+        let settings = serde_json::to_string(settings).expect("settings are JSON");
+        tokio::task::spawn_blocking(move || launcher.start_blocking(&settings))
+            .await
+            .expect("starting does not panic")
+    }
+
+    /// Starts several subjects with the same settings.
+    pub async fn start_all(self, count: usize, settings: &Settings) -> Vec<Subject> {
+        let starting = (0..count).map(|_| self.start(settings));
+        futures_util::future::join_all(starting).await
+    }
+
+    fn start_blocking(self, settings: &str) -> Subject {
+        let name = format!("faults-{}.log", crate::random::fresh_key());
+        let log = std::env::temp_dir().join(name);
+        let stderr = File::create(&log).expect("the temporary directory is writable");
+        let mut child = Command::new(self.0)
+            .arg(settings)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("the subject starts");
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let mut subject = Subject {
+            child,
+            _stdin: stdin,
+            lines,
+            log,
+            port: 0,
+        };
+        let port = subject.line().strip_prefix("port ").map(str::parse);
+        subject.port = port.expect("the port comes first").expect("a number");
+        subject
+    }
+}
+
+impl Subject {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line it prints.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let line = self.lines.recv_timeout(PATIENCE);
+        line.unwrap_or_else(|_| panic!("the subject is silent; it said: {}", self.said()))
+    }
+
+    /// What it logged.
+    #[must_use]
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `kill -9`, and the proof that it died of it.
+    ///
+    /// # Panics
+    ///
+    /// When it ended before by itself.
+    pub fn kill(mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        self.child.kill().expect("a child can be killed");
+        let status = self.child.wait().expect("a child can be waited for");
+        assert_eq!(status.signal(), Some(9), "it ended by itself: {status}");
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        signal::send(self.pid(), "TERM");
+    }
+
+    /// SIGSTOP, until [`go_on`](Self::go_on).
+    pub async fn stop(&self) {
+        signal::stop(self.pid()).await;
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        signal::go_on(self.pid());
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(std::time::Instant::now() < deadline, "it does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until it accepts no more connections.
+    pub async fn closed(&self) {
+        until("the subject to stop listening", async || {
+            Connection::open(self.port).await.is_err().then_some(())
+        })
+        .await;
+    }
+
+    /// How often the handler ran in this process.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be asked.
+    pub async fn runs(&self) -> u64 {
+        let answer = self.get("/runs").await;
+        answer.text().parse().expect("a number")
+    }
+
+    /// Waits until the handler has run this often.
+    pub async fn has_run(&self, times: u64) {
+        until("the handler to run", async || {
+            (self.runs().await >= times).then_some(())
+        })
+        .await;
+    }
+
+    /// A request without a body, and its answer.
+    ///
+    /// # Panics
+    ///
+    /// When there is no answer.
+    pub async fn get(&self, path: &str) -> Answer {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: subject\r\nconnection: close\r\n\r\n");
+        let mut connection = Connection::open(self.port).await.expect("it listens");
+        connection
+            .write(request.as_bytes())
+            .await
+            .expect("it reads");
+        connection.answer().await.expect("it answers")
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let said = self.said();
+            let from = said.len().saturating_sub(3000);
+            let tail = said.get(from..).unwrap_or(&said);
+            println!("--- the end of what subject {} said:\n{tail}", self.pid());
+        }
+        let _ = std::fs::remove_file(&self.log);
+    }
+}

@@ -1,0 +1,61 @@
+//! What a subject is told: one JSON object, its only argument.
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of a subject. Times are milliseconds; `None` is the crate's own default.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `postgres://..`, or `sqlite:PATH`: where the records are.
+    pub store: String,
+    /// The same: where the handler writes.
+    pub ledger: String,
+    /// `critical`, `high`, `medium` or `low`.
+    pub risk: String,
+    /// Whether to create the schema first; a store that never answers would keep it from starting.
+    pub migrate: bool,
+    /// Lease of a claim.
+    pub lease: Option<u64>,
+    /// Execution limit of the handler.
+    pub execution_limit: Option<u64>,
+    /// How long one step may wait for the store.
+    pub store_timeout: Option<u64>,
+    /// How long an answer is held back until it is recorded.
+    pub settle_timeout: Option<u64>,
+    /// How long an answer's body may take.
+    pub body_deadline: Option<u64>,
+    /// How long a duplicate waits for the first answer.
+    pub wait: Option<u64>,
+    /// Interval of the sweeper; without one, nobody sweeps.
+    pub sweep: Option<u64>,
+    /// How long a shutdown waits for running requests.
+    pub grace: u64,
+}
+
+impl Settings {
+    /// Records and ledger in one database, and the defaults of a risk class.
+    #[must_use]
+    pub fn new(store: &str, risk: &str) -> Self {
+        Self {
+            store: store.into(),
+            ledger: store.into(),
+            risk: risk.into(),
+            migrate: true,
+            lease: None,
+            execution_limit: None,
+            store_timeout: None,
+            settle_timeout: None,
+            body_deadline: None,
+            wait: None,
+            sweep: None,
+            grace: 5000,
+        }
+    }
+
+    /// Changes some of them.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+}

@@ -1,0 +1,329 @@
+//! An axum server with the layer on `POST /pay`.
+//!
+//! `GET /runs` counts the runs of the handler in this process, `GET /stats` is the layer's own
+//! count, `GET /ledger/{scope}/{key}` shows the ledger, `POST /shutdown` does what SIGTERM does.
+//!
+//! How the handler behaves is said by the header `x-behave`, which is no part of the fingerprint, so
+//! that a retry may behave otherwise: `delay=200 gate=PATH status=500 panic hang size=1000 chunks=10
+//! gap=5`; see [`Behaviour`].
+
+use std::error::Error;
+use std::io::Read as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqlitePoolOptions;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tower_idempotency::{
+    Duplicates, IdempotencyContext, IdempotencyLayer, PgStore, Policy, Scope, SqliteStore, Store,
+    Sweeper,
+};
+
+use crate::ledger::{Entry, Ledger, sqlite_options};
+use crate::random::fresh_key;
+use crate::settings::Settings;
+
+/// Exit status of a shutdown that left requests running.
+pub const UNFINISHED: i32 = 3;
+
+#[derive(Debug, Clone)]
+struct App {
+    ledger: Ledger,
+    runs: Arc<AtomicU64>,
+    shutdown: Arc<Notify>,
+}
+
+/// Serves until SIGTERM or `POST /shutdown`.
+///
+/// # Errors
+///
+/// When the settings cannot work, or the database cannot be reached.
+pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_max_level(tracing::Level::DEBUG)
+        .init();
+    end_with_parent();
+    match settings.store.strip_prefix("sqlite:") {
+        Some(path) => {
+            let pool = SqlitePoolOptions::new().connect_lazy_with(sqlite_options(path));
+            let store = SqliteStore::new(pool);
+            if settings.migrate {
+                store.migrate().await?;
+            }
+            serve(settings, store).await
+        }
+        None => {
+            let pool = PgPoolOptions::new().connect_lazy(&settings.store)?;
+            let store = PgStore::new(pool);
+            if settings.migrate {
+                store.migrate().await?;
+            }
+            serve(settings, store).await
+        }
+    }
+}
+
+/// The parent keeps the other end of stdin open for as long as it lives, however it ends.
+fn end_with_parent() {
+    std::thread::spawn(|| {
+        let mut stdin = std::io::stdin().lock();
+        while stdin.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
+        std::process::exit(1);
+    });
+}
+
+async fn serve<S: Store + Clone>(settings: Settings, store: S) -> Result<(), Box<dyn Error>> {
+    let ledger = Ledger::open(&settings.ledger).await?;
+    ledger.create().await?;
+    if let Some(interval) = settings.sweep {
+        let sweeper = Sweeper::new(store.clone()).with_interval(Duration::from_millis(interval))?;
+        tokio::spawn(sweeper.run());
+    }
+    let layer = layer(&settings, store)?;
+    let app = App {
+        ledger,
+        runs: Arc::default(),
+        shutdown: Arc::default(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("port {}", listener.local_addr()?.port());
+
+    let (stopping, begun) = tokio::sync::watch::channel(false);
+    let asked = asked_to_stop(app.shutdown.clone())?;
+    let stopped = async move {
+        asked.await;
+        stopping.send_replace(true);
+    };
+    let router = router(app, layer.clone());
+    let server = tokio::spawn(
+        axum::serve(listener, router)
+            .with_graceful_shutdown(stopped)
+            .into_future(),
+    );
+    shut_down(settings, layer, server, begun).await
+}
+
+/// Connections first, then what runs without one; both within the grace.
+async fn shut_down<S: Store>(
+    settings: Settings,
+    layer: IdempotencyLayer<S>,
+    server: tokio::task::JoinHandle<std::io::Result<()>>,
+    mut begun: tokio::sync::watch::Receiver<bool>,
+) -> Result<(), Box<dyn Error>> {
+    begun.wait_for(|begun| *begun).await?;
+    let grace = Duration::from_millis(settings.grace);
+    let deadline = Instant::now() + grace;
+    let served = tokio::time::timeout(grace, server).await;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let asked = Instant::now();
+    let report = layer.shutdown(left).await;
+    println!(
+        "unfinished {} after {} ms of {}",
+        report.unfinished.len(),
+        asked.elapsed().as_millis(),
+        left.as_millis(),
+    );
+    if served.is_err() || !report.unfinished.is_empty() {
+        std::process::exit(UNFINISHED);
+    }
+    Ok(())
+}
+
+fn asked_to_stop(
+    shutdown: Arc<Notify>,
+) -> Result<impl Future<Output = ()> + Send + 'static, std::io::Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            () = shutdown.notified() => {}
+        }
+    })
+}
+
+fn layer<S: Store>(settings: &Settings, store: S) -> Result<IdempotencyLayer<S>, Box<dyn Error>> {
+    let ms = Duration::from_millis;
+    let mut policy = match settings.risk.as_str() {
+        "critical" => Policy::critical(),
+        "high" => Policy::high(),
+        "medium" => Policy::medium(),
+        "low" => Policy::low(),
+        other => return Err(format!("no risk class: {other}").into()),
+    };
+    if let Some(lease) = settings.lease {
+        policy = policy.with_lease(ms(lease));
+    }
+    if let Some(limit) = settings.execution_limit {
+        policy = policy.with_execution_limit(ms(limit));
+    }
+    if let Some(timeout) = settings.settle_timeout {
+        policy = policy.with_settle_timeout(ms(timeout));
+    }
+    if let Some(deadline) = settings.body_deadline {
+        policy = policy.with_body_deadline(ms(deadline));
+    }
+    if let Some(wait) = settings.wait {
+        policy = policy.with_duplicates(Duplicates::Wait(ms(wait)));
+    }
+    let mut layer = IdempotencyLayer::new(store, Scope::header("x-tenant")?).with_policy(policy)?;
+    if let Some(timeout) = settings.store_timeout {
+        layer = layer.with_store_timeout(ms(timeout))?;
+    }
+    Ok(layer)
+}
+
+fn router<S: Store>(app: App, layer: IdempotencyLayer<S>) -> Router {
+    let counted = layer.clone();
+    Router::new()
+        .route("/pay", post(pay).layer(layer))
+        .route("/runs", get(runs))
+        .route("/ledger/{scope}/{key}", get(ledger))
+        .route("/shutdown", post(shutdown))
+        .route(
+            "/stats",
+            get(move || async move { format!("{:?}", counted.stats()) }),
+        )
+        .with_state(app)
+}
+
+async fn runs(State(app): State<App>) -> String {
+    app.runs.load(Ordering::SeqCst).to_string()
+}
+
+async fn ledger(
+    State(app): State<App>,
+    Path((scope, key)): Path<(String, String)>,
+) -> Result<Json<Vec<Entry>>, StatusCode> {
+    let entries = app.ledger.entries(&scope, &key).await;
+    entries
+        .map(Json)
+        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+async fn shutdown(State(app): State<App>) -> StatusCode {
+    app.shutdown.notify_one();
+    StatusCode::ACCEPTED
+}
+
+/// What the header `x-behave` asks of the handler.
+#[derive(Debug, Default)]
+struct Behaviour {
+    /// Milliseconds between the beginning and the end of the run.
+    delay: u64,
+    /// A file without which the run does not end: a [`Gate`](crate::wait::Gate).
+    gate: Option<String>,
+    /// Status of the answer; 0 is 201.
+    status: u16,
+    panic: bool,
+    hang: bool,
+    /// Bytes that the answer is filled up with.
+    size: usize,
+    /// How many parts an answer without a length is sent in, `gap` milliseconds apart.
+    chunks: usize,
+    gap: u64,
+}
+
+impl Behaviour {
+    fn read(headers: &HeaderMap) -> Self {
+        let mut behaviour = Self::default();
+        let text = headers.get("x-behave").and_then(|v| v.to_str().ok());
+        for word in text.unwrap_or_default().split_ascii_whitespace() {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            let number = value.parse::<u64>().unwrap_or(0);
+            match name {
+                "delay" => behaviour.delay = number,
+                "gate" => behaviour.gate = Some(value.to_owned()),
+                "status" => behaviour.status = value.parse().unwrap_or(0),
+                "panic" => behaviour.panic = true,
+                "hang" => behaviour.hang = true,
+                "size" => behaviour.size = value.parse().unwrap_or(0),
+                "chunks" => behaviour.chunks = value.parse().unwrap_or(0),
+                "gap" => behaviour.gap = number,
+                _ => {}
+            }
+        }
+        behaviour
+    }
+}
+
+async fn pay(
+    State(app): State<App>,
+    headers: HeaderMap,
+    context: Option<IdempotencyContext>,
+    body: Bytes,
+) -> Response {
+    app.runs.fetch_add(1, Ordering::SeqCst);
+    let behaviour = Behaviour::read(&headers);
+    let entry = entry(context.as_ref(), &body);
+    if let Err(error) = app.ledger.begin(&entry).await {
+        tracing::error!(%error, "cannot write to the ledger");
+        return (StatusCode::INTERNAL_SERVER_ERROR, "ledger").into_response();
+    }
+    if behaviour.hang {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(Duration::from_millis(behaviour.delay)).await;
+    while let Some(gate) = &behaviour.gate
+        && !std::path::Path::new(gate).exists()
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if behaviour.panic {
+        std::panic::resume_unwind(Box::new("asked to"));
+    }
+    if let Err(error) = app.ledger.finish(&entry.execution).await {
+        tracing::error!(%error, "cannot finish in the ledger");
+    }
+    answer(&entry, &behaviour)
+}
+
+fn entry(context: Option<&IdempotencyContext>, body: &Bytes) -> Entry {
+    let identity = context.map(IdempotencyContext::identity);
+    Entry {
+        execution: fresh_key(),
+        scope: identity.map_or("", |i| i.scope()).to_owned(),
+        key: identity.map_or("", |i| i.key()).to_owned(),
+        attempt: context.map_or(0, |c| i32::try_from(c.attempt()).unwrap_or(i32::MAX)),
+        pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
+        body: String::from_utf8_lossy(body).into_owned(),
+        finished: false,
+    }
+}
+
+fn answer(entry: &Entry, behaviour: &Behaviour) -> Response {
+    let status = StatusCode::from_u16(behaviour.status).unwrap_or(StatusCode::CREATED);
+    let text = json!({
+        "execution": entry.execution,
+        "attempt": entry.attempt,
+        "filling": "x".repeat(behaviour.size),
+    });
+    let bytes = Bytes::from(text.to_string());
+    if behaviour.chunks == 0 {
+        return (status, bytes).into_response();
+    }
+    let length = bytes.len().div_ceil(behaviour.chunks);
+    let gap = Duration::from_millis(behaviour.gap);
+    let parts = futures_util::stream::unfold(bytes, move |mut left| async move {
+        if left.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(gap).await;
+        let part = left.split_to(length.min(left.len()));
+        Some((Ok::<_, std::io::Error>(part), left))
+    });
+    (status, Body::from_stream(parts)).into_response()
+}

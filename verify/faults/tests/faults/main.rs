@@ -1,0 +1,57 @@
+//! The faults, one module a group; names begin with the row of the table of faults that they are.
+//!
+//! `FAULTS_ROUNDS` and `FAULTS_KILLS` make the repeating ones longer, `FAULTS_SEED` repeats a run.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "tests fail by panicking"
+)]
+
+mod disconnects;
+mod duplicates;
+mod kills;
+mod leases;
+mod limits;
+mod locks;
+mod outages;
+mod shutdown;
+mod zombies;
+
+use faults::client::Answer;
+use faults::process::Launcher;
+
+const SUBJECT: Launcher = Launcher(env!("CARGO_BIN_EXE_subject"));
+
+/// Makes of each rule a test on PostgreSQL and one on SQLite.
+#[macro_export]
+macro_rules! on_every_store {
+    ($($rule:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $rule() {
+                super::$rule(faults::database::Database::postgres().await).await;
+            })+
+        }
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $rule() {
+                super::$rule(faults::database::Database::sqlite().await).await;
+            })+
+        }
+    };
+}
+
+/// A replay of `first`: the same status, the same bytes, and the word for it.
+#[track_caller]
+fn assert_replays(answer: &Answer, first: &Answer) {
+    assert_eq!(answer.status, first.status, "{}", answer.text());
+    assert_eq!(answer.body, first.body);
+    assert!(answer.is_replayed(), "{answer:?}");
+}
+
+#[track_caller]
+fn assert_code(answer: &Answer, code: &str) {
+    assert_eq!(answer.kind(), code, "{answer:?}");
+}
