@@ -57,3 +57,5 @@ mod replay;
 mod requests;
 #[path = "cases/streams.rs"]
 mod streams;
+#[path = "cases/takeover.rs"]
+mod takeover;
