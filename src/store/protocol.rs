@@ -58,7 +58,7 @@ pub(crate) trait Records: Sync {
     ) -> impl Future<Output = Result<Option<Row>, StoreError>> + Send;
 
     /// Makes the record `request`'s if it still carries `old` and, being running, its lease, being
-    /// completed, its retention is over.
+    /// completed, its retention is over. Does not wait for a record that somebody has locked.
     fn take_over(
         &self,
         request: &ClaimRequest,
@@ -66,7 +66,7 @@ pub(crate) trait Records: Sync {
         takeover: Takeover,
     ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
 
-    /// Holds a running record that carries `token` and whose lease is over.
+    /// Holds a running record that carries `token` and whose lease is over. Does not wait either.
     fn hold_lost(
         &self,
         identity: &Identity,
@@ -138,6 +138,7 @@ pub(crate) async fn claim(
     records: &impl Records,
     request: &ClaimRequest,
 ) -> Result<Claimed, StoreError> {
+    let mut contested = None;
     for _ in 0..CLAIM_ROUNDS {
         if let Some(expires_at) = records.insert(request).await? {
             return Ok(Claimed::Acquired(request.claim(1, expires_at)));
@@ -148,6 +149,11 @@ pub(crate) async fn claim(
         let old = row.token;
         match row.step_for(request)? {
             Step::Return(claimed) => return Ok(claimed),
+            // It could not be taken, and is as it was: somebody is at it, or has it locked.
+            _ if contested == Some(old) => {
+                let lease_left = Duration::from_secs(1);
+                return Ok(Claimed::Existing(Existing::InProgress { lease_left }));
+            }
             Step::HoldLost => {
                 records.hold_lost(&request.identity, old).await?;
             }
@@ -158,6 +164,7 @@ pub(crate) async fn claim(
                 }
             }
         }
+        contested = Some(old);
     }
     Err(StoreError::unavailable(
         "record changed in every round of the claim",
@@ -436,6 +443,25 @@ mod tests {
         let script = Script {
             inserts: Mutex::new(vec![false, false]),
             rows: Mutex::new(vec![Some(lost), Some(row(State::Running))]),
+            take_overs: Mutex::new(vec![false]),
+            ..Script::default()
+        };
+        let claimed = claim(&script, &request()).await.unwrap();
+        assert!(matches!(
+            claimed,
+            Claimed::Existing(Existing::InProgress { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_lost_record_that_cannot_be_taken_is_in_progress() {
+        let lost = Row {
+            lease_left: None,
+            ..row(State::Running)
+        };
+        let script = Script {
+            inserts: Mutex::new(vec![false; 2]),
+            rows: Mutex::new(vec![Some(lost.clone()), Some(lost)]),
             take_overs: Mutex::new(vec![false]),
             ..Script::default()
         };

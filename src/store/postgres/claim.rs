@@ -33,6 +33,8 @@ select digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer
     extract(epoch from expires_at)::float8 as expires_at
 from idempotency.record where id = $1";
 
+/// Passes over a record that somebody has locked, as does the next: those who retry a record that is
+/// locked for long would else take up every connection, and hold up all other records.
 const TAKE_OVER: &str = "
 update idempotency.record set
     state = 'running', token = $2, attempt = $3, lost = $4, fingerprint = $5,
@@ -41,15 +43,23 @@ update idempotency.record set
     sweep_at = now + make_interval(secs => case $4 when 'hold' then $6 else $7 end),
     refs = null, answer = null, abandoned = $9
 from (select clock_timestamp()) as clock (now)
-where id = $1 and token = $8 and (
-    state = 'running' and leased_until <= clock_timestamp()
-    or state = 'completed' and expires_at <= clock_timestamp()
+where id = (
+    select id from idempotency.record
+    where id = $1 and token = $8 and (
+        state = 'running' and leased_until <= clock_timestamp()
+        or state = 'completed' and expires_at <= clock_timestamp()
+    )
+    for update skip locked
 )
 returning extract(epoch from expires_at)::float8";
 
 const HOLD_LOST: &str = "
 update idempotency.record set state = 'held', sweep_at = 'infinity'
-where id = $1 and token = $2 and state = 'running' and leased_until <= clock_timestamp()";
+where id = (
+    select id from idempotency.record
+    where id = $1 and token = $2 and state = 'running' and leased_until <= clock_timestamp()
+    for update skip locked
+)";
 
 impl Records for PgStore {
     async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
