@@ -64,7 +64,11 @@ impl Pay {
     /// The head of a body with a length.
     #[must_use]
     pub fn head(&self) -> String {
-        format!("{}content-length: {}\r\n\r\n", self.begin(), self.body.len())
+        format!(
+            "{}content-length: {}\r\n\r\n",
+            self.begin(),
+            self.body.len()
+        )
     }
 
     /// The whole request.
@@ -283,7 +287,10 @@ impl Ends {
     #[must_use]
     pub fn state_of_server(self) -> Option<String> {
         let table = std::fs::read_to_string("/proc/net/tcp").expect("proc is mounted");
-        let (local, remote) = (format!(":{:04X}", self.server), format!(":{:04X}", self.client));
+        let (local, remote) = (
+            format!(":{:04X}", self.server),
+            format!(":{:04X}", self.client),
+        );
         table.lines().find_map(|line| {
             let fields: Vec<_> = line.split_ascii_whitespace().collect();
             let is_it = fields.get(1)?.ends_with(&local) && fields.get(2)?.ends_with(&remote);

@@ -70,7 +70,9 @@ impl Cluster {
         let secret = cluster.directory.join("password");
         std::fs::write(&secret, &cluster.password).expect("it is writable");
         if let Some(owner) = owner() {
-            run(Command::new("chown").args(["-R", owner]).arg(&cluster.directory));
+            run(Command::new("chown")
+                .args(["-R", owner])
+                .arg(&cluster.directory));
         }
         // An unoptimised client takes a tenth of a second for each exchange of SCRAM, and the tests of
         // recovery count the time until all connections are made anew.
@@ -217,7 +219,9 @@ fn programs() -> PathBuf {
         return given.into();
     }
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter();
-    let versions = versions.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let versions = versions
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
     let newest = versions.max_by_key(|path| version(path));
     let newest = newest.expect("this test needs the programs of PostgreSQL: set TEST_PG_BIN");
     newest.join("bin")

@@ -82,7 +82,10 @@ async fn b07_an_answer_cut_off_on_its_way_is_replayed_whole(database: Database) 
     let pay = Pay::new(&format!("size={SIZE}"));
     let mut connection = pay.begin_on(subject.port).await.unwrap();
     let read = connection.read_at_least(1000).await.unwrap();
-    assert!((1000..SIZE).contains(&read), "the answer was not cut: {read}");
+    assert!(
+        (1000..SIZE).contains(&read),
+        "the answer was not cut: {read}"
+    );
     connection.reset();
     let replay = pay.send(subject.port).await.unwrap();
     assert!(replay.is_replayed() && replay.body.len() > SIZE);
@@ -96,7 +99,10 @@ async fn b07_an_answer_too_large_to_keep_cut_off_on_its_way_is_not_run_again(dat
     let pay = Pay::new(&format!("size={SIZE}"));
     let mut connection = pay.begin_on(subject.port).await.unwrap();
     let read = connection.read_at_least(1000).await.unwrap();
-    assert!((1000..SIZE).contains(&read), "the answer was not cut: {read}");
+    assert!(
+        (1000..SIZE).contains(&read),
+        "the answer was not cut: {read}"
+    );
     connection.reset();
     let retry = pay.send(subject.port).await.unwrap();
     crate::assert_code(&retry, "response-not-retained");

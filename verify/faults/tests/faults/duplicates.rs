@@ -38,7 +38,12 @@ async fn c02_200_waiting_duplicates_on_four_processes_get_equal_answers(database
 }
 
 async fn execute_once(database: Database, processes: usize) {
-    let subjects = warm(SUBJECT.start_all(processes, &database.settings("high")).await).await;
+    let subjects = warm(
+        SUBJECT
+            .start_all(processes, &database.settings("high"))
+            .await,
+    )
+    .await;
     let began = Instant::now();
     let mut kinds = BTreeMap::new();
     for round in 0..rounds("FAULTS_ROUNDS", 2) {

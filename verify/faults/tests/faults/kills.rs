@@ -54,7 +54,9 @@ async fn resolve_all(database: &Database, subject: &Subject, held: &[Pay]) {
     let listed = database.held().await;
     assert_eq!(listed.len(), held.len());
     for (n, pay) in held.iter().enumerate() {
-        let record = listed.iter().find(|record| record.identity.key() == pay.key);
+        let record = listed
+            .iter()
+            .find(|record| record.identity.key() == pay.key);
         let record = record.expect("a held record is listed");
         let runs = database.runs(&pay.key).await.len();
         if n % 2 == 0 {
@@ -67,7 +69,10 @@ async fn resolve_all(database: &Database, subject: &Subject, held: &[Pay]) {
             assert_eq!(database.runs(&pay.key).await.len(), runs);
             assert!(database.resolve(record, &answer).await.is_err());
         } else {
-            database.resolve(record, &Resolution::Release).await.unwrap();
+            database
+                .resolve(record, &Resolution::Release)
+                .await
+                .unwrap();
             let fresh = pay.send(subject.port).await.unwrap();
             assert_eq!(fresh.status, 201, "{}", fresh.text());
             assert!(!fresh.is_replayed());
@@ -164,7 +169,9 @@ async fn kill_while_at_work(subject: Subject, random: &mut Random) -> Vec<Sent> 
     let running: Vec<_> = running.collect();
     let moment = Duration::from_millis(random.below(90));
     tokio::time::sleep(moment).await;
-    tokio::task::spawn_blocking(move || subject.kill()).await.unwrap();
+    tokio::task::spawn_blocking(move || subject.kill())
+        .await
+        .unwrap();
     let sent = join_all(running).await;
     sent.into_iter().map(Result::unwrap).collect()
 }

@@ -18,7 +18,9 @@ on_every_store! {
 const LIMIT: Duration = Duration::from_millis(700);
 
 async fn hang(database: &Database, risk: &str) -> (faults::process::Subject, Pay) {
-    let settings = database.settings(risk).with(|s| s.execution_limit = Some(700));
+    let settings = database
+        .settings(risk)
+        .with(|s| s.execution_limit = Some(700));
     let subject = SUBJECT.start(&settings).await;
     let pay = Pay::new("hang");
     let sent = Instant::now();
@@ -75,7 +77,11 @@ async fn a11_a_shutdown_returns_although_a_handler_hangs(database: Database) {
     let asked = Instant::now();
     subject.terminate();
     let status = subject.ended().await;
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        asked.elapsed()
+    );
     assert_eq!(status.code(), Some(faults::subject::UNFINISHED));
     assert!(subject.line().starts_with("unfinished 1 "));
 }

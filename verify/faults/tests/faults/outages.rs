@@ -38,7 +38,10 @@ async fn fails_closed(subject: &Subject) {
         assert_code(&answer, "store-unavailable");
         assert_eq!(answer.status, 503);
         assert!(answer.header("retry-after").is_some());
-        assert!(took < STORE_TIMEOUT + Duration::from_millis(500), "{took:?}");
+        assert!(
+            took < STORE_TIMEOUT + Duration::from_millis(500),
+            "{took:?}"
+        );
     }
     let mut at_once = 0;
     for _ in 0..10 {
@@ -58,7 +61,10 @@ async fn fails_open(subject: &Subject, ledger: &Database) {
         let (answer, took) = timed(&pay, subject).await;
         assert_eq!(answer.status, 201, "{}", answer.text());
         assert!(answer.is_unprotected());
-        assert!(took < STORE_TIMEOUT + Duration::from_millis(500), "{took:?}");
+        assert!(
+            took < STORE_TIMEOUT + Duration::from_millis(500),
+            "{took:?}"
+        );
         assert_eq!(ledger.runs(&pay.key).await.len(), 1);
     }
 }
@@ -73,7 +79,11 @@ async fn recovers(subject: &Subject) -> Pay {
     })
     .await;
     println!("recovered after {:?}", back.elapsed());
-    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    assert!(
+        back.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        back.elapsed()
+    );
     assert_replays(&pay.send(subject.port).await.unwrap(), &first);
     // Not one good connection among broken ones: all of them are good.
     let pays = [(); 20].map(|()| Pay::new(""));
@@ -87,8 +97,12 @@ async fn recovers(subject: &Subject) -> Pay {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d06_x7_while_the_server_is_stopped_each_class_does_what_it_says_and_recovers() {
     let (cluster, ledger) = (Cluster::start().await, Database::sqlite().await);
-    let closed = SUBJECT.start(&settings(&cluster.url(), &ledger, "high")).await;
-    let open = SUBJECT.start(&settings(&cluster.url(), &ledger, "low")).await;
+    let closed = SUBJECT
+        .start(&settings(&cluster.url(), &ledger, "high"))
+        .await;
+    let open = SUBJECT
+        .start(&settings(&cluster.url(), &ledger, "low"))
+        .await;
     let stored = Pay::new("");
     let first = stored.send(closed.port).await.unwrap();
     assert_eq!(first.status, 201, "{}", first.text());
@@ -96,7 +110,10 @@ async fn d06_x7_while_the_server_is_stopped_each_class_does_what_it_says_and_rec
     cluster.shut("fast");
     fails_closed(&closed).await;
     fails_open(&open, &ledger).await;
-    assert_code(&stored.send(closed.port).await.unwrap(), "store-unavailable");
+    assert_code(
+        &stored.send(closed.port).await.unwrap(),
+        "store-unavailable",
+    );
 
     cluster.boot();
     recovers(&closed).await;
@@ -107,15 +124,22 @@ async fn d06_x7_while_the_server_is_stopped_each_class_does_what_it_says_and_rec
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x8_while_the_server_is_frozen_each_class_does_what_it_says_and_recovers() {
     let (cluster, ledger) = (Cluster::start().await, Database::sqlite().await);
-    let closed = SUBJECT.start(&settings(&cluster.url(), &ledger, "high")).await;
-    let open = SUBJECT.start(&settings(&cluster.url(), &ledger, "low")).await;
+    let closed = SUBJECT
+        .start(&settings(&cluster.url(), &ledger, "high"))
+        .await;
+    let open = SUBJECT
+        .start(&settings(&cluster.url(), &ledger, "low"))
+        .await;
     // Open connections, which will neither answer nor close.
     let pays = [(); 8].map(|()| Pay::new("delay=20"));
     join_all(pays.iter().map(|pay| pay.send(closed.port))).await;
 
     cluster.freeze().await;
     let given_up = Pay::new("");
-    assert_code(&given_up.send(closed.port).await.unwrap(), "store-unavailable");
+    assert_code(
+        &given_up.send(closed.port).await.unwrap(),
+        "store-unavailable",
+    );
     fails_closed(&closed).await;
     fails_open(&open, &ledger).await;
 
@@ -129,7 +153,11 @@ async fn x8_while_the_server_is_frozen_each_class_does_what_it_says_and_recovers
         (answer.status == 201).then_some(())
     })
     .await;
-    assert!(thawed.elapsed() < Duration::from_secs(5), "{:?}", thawed.elapsed());
+    assert!(
+        thawed.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        thawed.elapsed()
+    );
     assert_eq!(ledger.runs(&given_up.key).await.len(), 1);
 }
 
@@ -209,21 +237,29 @@ async fn d01_answers_given_before_and_while_the_server_crashes_are_replayed_afte
     let settings = settings(&cluster.url(), &ledger, "high").with(|s| s.lease = Some(1000));
     let subject = SUBJECT.start(&settings).await;
     let mut random = Random::seeded("crashes");
-    let (mut sent, mut crashes) = (Vec::new(), 0);
-    for _ in 0..rounds("FAULTS_CRASHES", 3) {
-        let running = send_for(&subject, Duration::from_millis(300));
+    let (mut sent, crashes) = (Vec::new(), rounds("FAULTS_CRASHES", 3));
+    let mut met = 0;
+    for _ in 0..crashes {
+        let running = send_for(&subject, Duration::from_millis(600));
         tokio::time::sleep(Duration::from_millis(random.below(150))).await;
         cluster.shut("immediate");
-        crashes += 1;
+        let crashed = Instant::now();
         cluster.boot();
-        sent.extend(running.await.unwrap());
+        let round = running.await.unwrap();
+        let meets = |request: &&Request| request.sent < crashed && crashed < request.answered;
+        met += round.iter().filter(meets).count();
+        sent.extend(round);
     }
     recovers(&subject).await;
-    let answered = sent.iter().filter(|(_, answer)| answer.status == 201);
-    println!("{crashes} crashes, {} of {} answered", answered.count(), sent.len());
-    assert!(sent.iter().any(|(_, answer)| answer.status == 201));
-    assert!(sent.iter().any(|(_, answer)| answer.status == 503), "no request met the crash");
-    for (pay, answer) in &sent {
+    let answered = sent.iter().filter(|request| request.answer.status == 201);
+    let answered = answered.count();
+    println!(
+        "{crashes} crashes met {met} requests; {answered} of {} answered",
+        sent.len()
+    );
+    assert!(met > 0, "no request met a crash");
+    assert!(answered > 0);
+    for Request { pay, answer, .. } in &sent {
         let settled = until("every key to be settled", async || {
             let answer = pay.send(subject.port).await.unwrap();
             (answer.kind() != "request-in-progress").then_some(answer)
@@ -237,23 +273,32 @@ async fn d01_answers_given_before_and_while_the_server_crashes_are_replayed_afte
     }
 }
 
+struct Request {
+    pay: Pay,
+    sent: Instant,
+    answered: Instant,
+    answer: Answer,
+}
+
 /// Four clients that send one request after the other.
-fn send_for(
-    subject: &Subject,
-    time: Duration,
-) -> tokio::task::JoinHandle<Vec<(Pay, Answer)>> {
+fn send_for(subject: &Subject, time: Duration) -> tokio::task::JoinHandle<Vec<Request>> {
     let port = subject.port;
     tokio::spawn(async move {
         let end = Instant::now() + time;
         let clients = (0..4).map(|_| async {
-            let mut sent = Vec::new();
+            let mut requests = Vec::new();
             while Instant::now() < end {
-                let pay = Pay::new("delay=5");
+                let (pay, sent) = (Pay::new("delay=5"), Instant::now());
                 let answer = pay.send(port).await.unwrap();
-                sent.push((pay, answer));
+                requests.push(Request {
+                    pay,
+                    sent,
+                    answered: Instant::now(),
+                    answer,
+                });
             }
-            sent
+            requests
         });
-        join_all(clients).await.concat()
+        join_all(clients).await.into_iter().flatten().collect()
     })
 }

@@ -19,7 +19,10 @@ on_every_store! {
 /// A subject that holds a claim, stopped in the middle of its handler.
 async fn stopped_holder(database: &Database, risk: &str, pay: &Pay) -> (Subject, Subject, Client) {
     let settings = database.settings(risk).with(|s| s.lease = Some(1000));
-    let (holder, other) = (SUBJECT.start(&settings).await, SUBJECT.start(&settings).await);
+    let (holder, other) = (
+        SUBJECT.start(&settings).await,
+        SUBJECT.start(&settings).await,
+    );
     let mut connection = pay.begin_on(holder.port).await.unwrap();
     let client = tokio::spawn(async move { connection.answer().await.unwrap() });
     let runs = database.has_begun(&pay.key, 1).await;
@@ -32,7 +35,10 @@ type Client = tokio::task::JoinHandle<Answer>;
 
 /// Retries until there is something else to say than that the first one runs.
 async fn outlive_the_lease(pay: &Pay, subject: &Subject) -> Answer {
-    assert_code(&pay.send(subject.port).await.unwrap(), "request-in-progress");
+    assert_code(
+        &pay.send(subject.port).await.unwrap(),
+        "request-in-progress",
+    );
     until("the lease to run out", async || {
         let answer = pay.send(subject.port).await.unwrap();
         (answer.kind() != "request-in-progress").then_some(answer)
@@ -47,7 +53,11 @@ async fn c04_the_completion_of_a_zombie_is_refused_and_its_client_gets_the_succe
     let (zombie, other, client) = stopped_holder(&database, "medium", &pay).await;
     let successor = outlive_the_lease(&pay.behaving(""), &other).await;
     assert_eq!(successor.status, 201, "{}", successor.text());
-    assert!(successor.text().contains(r#""attempt":2"#), "{}", successor.text());
+    assert!(
+        successor.text().contains(r#""attempt":2"#),
+        "{}",
+        successor.text()
+    );
     zombie.go_on();
     let late = client.await.unwrap();
     assert!(zombie.said().contains("refused by the record"));
