@@ -9,7 +9,7 @@ use faults::process::Subject;
 use faults::random::rounds;
 use futures_util::future::join_all;
 
-use crate::{SUBJECT, assert_replays, on_every_store};
+use crate::{SUBJECT, assert_replays, on_every_store, warm};
 
 const DUPLICATES: usize = 200;
 
@@ -108,17 +108,6 @@ async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_
         let other = pays[(executed + 1) % DUPLICATES].send(subjects[0].port);
         crate::assert_code(&other.await.unwrap(), "key-reused");
     }
-}
-
-/// Makes every subject open its connections to the database: in an unoptimised build each takes a
-/// tenth of a second of computing, and two hundred requests at once would all be refused for that.
-async fn warm(subjects: Vec<Subject>) -> Vec<Subject> {
-    for subject in &subjects {
-        let pays = [(); 16].map(|()| Pay::new(""));
-        let sent = join_all(pays.iter().map(|pay| pay.send(subject.port))).await;
-        assert!(sent.into_iter().all(|answer| answer.unwrap().status == 201));
-    }
-    subjects
 }
 
 /// Connects all, and only then sends.

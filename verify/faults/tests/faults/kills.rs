@@ -13,7 +13,7 @@ use http::Response;
 use tower_idempotency::Envelope;
 use tower_idempotency::store::Resolution;
 
-use crate::{SUBJECT, assert_code, assert_replays, on_every_store};
+use crate::{SUBJECT, assert_code, assert_replays, on_every_store, warm};
 
 /// Requests under way at once when the process is killed.
 const AT_ONCE: usize = 6;
@@ -140,7 +140,7 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
     });
     let mut random = Random::seeded(risk);
     let (mut all, mut hits) = (Vec::new(), BTreeMap::new());
-    let mut subject = SUBJECT.start(&settings).await;
+    let mut subject = warm(vec![SUBJECT.start(&settings).await]).await.remove(0);
     for _ in 0..rounds("FAULTS_KILLS", 10) {
         let sent = kill_while_at_work(subject, &mut random).await;
         for Sent { pay, answer } in &sent {
@@ -148,7 +148,7 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
             *hits.entry(hit).or_insert(0) += 1;
         }
         all.extend(sent);
-        subject = SUBJECT.start(&settings).await;
+        subject = warm(vec![SUBJECT.start(&settings).await]).await.remove(0);
     }
     println!("kills hit requests {hits:?}");
     let hit = |moment| hits.get(moment).copied().unwrap_or(0);

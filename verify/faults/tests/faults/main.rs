@@ -19,8 +19,9 @@ mod outages;
 mod shutdown;
 mod zombies;
 
-use faults::client::Answer;
-use faults::process::Launcher;
+use faults::client::{Answer, Pay};
+use faults::process::{Launcher, Subject};
+use futures_util::future::join_all;
 
 const SUBJECT: Launcher = Launcher(env!("CARGO_BIN_EXE_subject"));
 
@@ -41,6 +42,18 @@ macro_rules! on_every_store {
             })+
         }
     };
+}
+
+/// Makes every subject open its connections to the database. In an unoptimised build each takes a
+/// tenth of a second of computing: hundreds of requests at once would be refused meanwhile, and a
+/// kill would meet them all before their claim.
+async fn warm(subjects: Vec<Subject>) -> Vec<Subject> {
+    for subject in &subjects {
+        let pays = [(); 16].map(|()| Pay::new(""));
+        let sent = join_all(pays.iter().map(|pay| pay.send(subject.port))).await;
+        assert!(sent.into_iter().all(|answer| answer.unwrap().status == 201));
+    }
+    subjects
 }
 
 /// A replay of `first`: the same status, the same bytes, and the word for it.
