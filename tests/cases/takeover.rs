@@ -8,9 +8,7 @@ use crate::backend::Backend;
 use crate::flaky::{Fault, Flaky};
 use crate::site::{Runs, Site, policy};
 
-on_every_store!(
-    c11_a_takeover_whose_acknowledgement_was_lost_still_only_answers,
-);
+on_every_store!(c11_a_takeover_whose_acknowledgement_was_lost_still_only_answers,);
 
 const LEASE: Duration = Duration::from_secs(30);
 

@@ -75,7 +75,7 @@ impl Ledger {
             }
             None => {
                 let pool = PgPoolOptions::new()
-                    .max_connections(16)
+                    .max_connections(4)
                     .acquire_timeout(patience);
                 Ok(Self::Postgres(pool.connect(url).await?))
             }

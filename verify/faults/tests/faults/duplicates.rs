@@ -38,7 +38,7 @@ async fn c02_200_waiting_duplicates_on_four_processes_get_equal_answers(database
 }
 
 async fn execute_once(database: Database, processes: usize) {
-    let subjects = warm(
+    let subjects = warm::<16>(
         SUBJECT
             .start_all(processes, &database.settings("high"))
             .await,
@@ -70,7 +70,7 @@ async fn execute_once(database: Database, processes: usize) {
 
 async fn get_equal_answers(database: Database, processes: usize) {
     let settings = database.settings("high").with(|s| s.wait = Some(20_000));
-    let subjects = warm(SUBJECT.start_all(processes, &settings).await).await;
+    let subjects = warm::<16>(SUBJECT.start_all(processes, &settings).await).await;
     let began = Instant::now();
     for _ in 0..rounds("FAULTS_ROUNDS", 2) {
         let pay = Pay::new("delay=40");
@@ -87,7 +87,7 @@ async fn get_equal_answers(database: Database, processes: usize) {
 async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_are_refused(
     database: Database,
 ) {
-    let subjects = warm(SUBJECT.start_all(2, &database.settings("high")).await).await;
+    let subjects = warm::<16>(SUBJECT.start_all(2, &database.settings("high")).await).await;
     for _ in 0..rounds("FAULTS_ROUNDS", 2) {
         let pay = Pay::new("delay=20");
         let bodies = (0..DUPLICATES).map(|n| pay.with_body(&format!(r#"{{"amount":{n}}}"#)));

@@ -16,7 +16,7 @@ use tower_idempotency::store::Resolution;
 use crate::{SUBJECT, assert_code, assert_replays, on_every_store, warm};
 
 /// Requests under way at once when the process is killed.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 5;
 
 on_every_store! {
     a07_under_critical_a_kill_at_any_moment_never_runs_twice_and_leaves_no_key_stuck,
@@ -140,7 +140,9 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
     });
     let mut random = Random::seeded(risk);
     let (mut all, mut hits) = (Vec::new(), BTreeMap::new());
-    let mut subject = warm(vec![SUBJECT.start(&settings).await]).await.remove(0);
+    let mut subject = warm::<AT_ONCE>(vec![SUBJECT.start(&settings).await])
+        .await
+        .remove(0);
     for _ in 0..rounds("FAULTS_KILLS", 10) {
         let sent = kill_while_at_work(subject, &mut random).await;
         for Sent { pay, answer } in &sent {
@@ -148,7 +150,9 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
             *hits.entry(hit).or_insert(0) += 1;
         }
         all.extend(sent);
-        subject = warm(vec![SUBJECT.start(&settings).await]).await.remove(0);
+        subject = warm::<AT_ONCE>(vec![SUBJECT.start(&settings).await])
+            .await
+            .remove(0);
     }
     println!("kills hit requests {hits:?}");
     let hit = |moment| hits.get(moment).copied().unwrap_or(0);

@@ -21,6 +21,7 @@ mod zombies;
 
 use faults::client::{Answer, Pay};
 use faults::process::{Launcher, Subject};
+use faults::wait::until;
 use futures_util::future::join_all;
 
 const SUBJECT: Launcher = Launcher(env!("CARGO_BIN_EXE_subject"));
@@ -47,11 +48,15 @@ macro_rules! on_every_store {
 /// Makes every subject open its connections to the database. In an unoptimised build each takes a
 /// tenth of a second of computing: hundreds of requests at once would be refused meanwhile, and a
 /// kill would meet them all before their claim.
-async fn warm(subjects: Vec<Subject>) -> Vec<Subject> {
+async fn warm<const AT_ONCE: usize>(subjects: Vec<Subject>) -> Vec<Subject> {
     for subject in &subjects {
-        let pays = [(); 16].map(|()| Pay::new(""));
-        let sent = join_all(pays.iter().map(|pay| pay.send(subject.port))).await;
-        assert!(sent.into_iter().all(|answer| answer.unwrap().status == 201));
+        until("all connections to be open", async || {
+            let pays = [(); AT_ONCE].map(|()| Pay::new(""));
+            let sent = join_all(pays.iter().map(|pay| pay.send(subject.port))).await;
+            let mut sent = sent.into_iter().map(Result::unwrap);
+            sent.all(|answer| answer.status == 201).then_some(())
+        })
+        .await;
     }
     subjects
 }
