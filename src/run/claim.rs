@@ -10,7 +10,8 @@ use crate::policy::{Duplicates, StoreDown};
 use crate::rejection::{Code, Rejection};
 use crate::running::Listed;
 use crate::store::{
-    Claim, ClaimRequest, Claimed, Existing, Store, StoreError, StoreErrorKind, Token,
+    Claim, ClaimRequest, Claimed, Existing, LeaseRenewal, Renewed, Store, StoreError,
+    StoreErrorKind, Token,
 };
 
 /// How an operation enters.
@@ -36,6 +37,7 @@ impl<S: Store> Exchange<S> {
         let request = self.claim_request(token);
         let give_up = Instant::now() + self.patience();
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
+        let mut late = 0;
         loop {
             let sent = Instant::now();
             let running = &self.shared.core.running;
@@ -44,7 +46,18 @@ impl<S: Store> Exchange<S> {
                 None => self.try_claim(&request).await,
             };
             match claimed {
-                Ok(Claimed::Acquired(claim)) => return Entry::Claimed(claim, sent),
+                Ok(Claimed::Acquired(claim)) => match self.fresh(&claim, sent).await {
+                    Ok(Some(sent)) => return Entry::Claimed(claim, sent),
+                    // Somebody has taken over, or the store is slow: look again.
+                    Ok(None) if late < 2 => late += 1,
+                    Ok(None) => {
+                        self.withdraw(claim);
+                        let error =
+                            StoreError::unavailable("leases are over before they are known");
+                        return self.store_down(&request, &error);
+                    }
+                    Err(error) => return self.store_down(&request, &error),
+                },
                 Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
                 Ok(Claimed::Existing(existing)) => {
                     let now = Instant::now();
@@ -61,6 +74,27 @@ impl<S: Store> Exchange<S> {
                 Err(error) => return self.store_down(&request, &error),
             }
         }
+    }
+
+    /// No handler starts on a lease that is half over, since the acknowledgement took so long: it is
+    /// renewed first. When it was last confirmed, or `None` if it is lost.
+    async fn fresh(&self, claim: &Claim, sent: Instant) -> Result<Option<Instant>, StoreError> {
+        let lease = self.policy.lease;
+        if sent.elapsed() < lease / 2 {
+            return Ok(Some(sent));
+        }
+        let renewal = LeaseRenewal {
+            claim: claim.clone(),
+            lease,
+        };
+        let sent = Instant::now();
+        let store = &self.shared.core.store;
+        let renewed = self.until_timeout(|| store.extend(std::slice::from_ref(&renewal)));
+        let renewed = renewed
+            .await
+            .inspect_err(|_| self.withdraw(claim.clone()))?;
+        let in_time = sent.elapsed() < lease / 2;
+        Ok((in_time && renewed == [Renewed::Kept]).then_some(sent))
     }
 
     fn patience(&self) -> Duration {

@@ -1,7 +1,7 @@
 //! A store that fails on demand, around any other.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tower_idempotency::store::{
     Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
@@ -10,9 +10,9 @@ use tower_idempotency::store::{
 use tower_idempotency::{Fingerprint, Identity, RecordId, References, Store, StoreError};
 
 /// How one method behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fault {
+    #[default]
     None,
     /// Fails without doing anything.
     Down,
@@ -20,39 +20,44 @@ pub enum Fault {
     Hang,
     /// Does it, and fails all the same, once.
     LoseAcknowledgement,
+    /// Does it, and answers late.
+    AnswerLate(std::time::Duration),
 }
 
 #[derive(Debug, Default)]
 struct Switch {
-    fault: AtomicUsize,
+    fault: Mutex<Fault>,
     fired: AtomicUsize,
 }
 
 impl Switch {
     fn set(&self, fault: Fault) {
-        self.fault.store(fault as usize, Ordering::SeqCst);
+        *self.fault.lock().unwrap() = fault;
     }
 
     async fn around<T>(
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let fault = self.fault.load(Ordering::SeqCst);
-        if fault != Fault::None as usize {
+        let fault = *self.fault.lock().unwrap();
+        if fault != Fault::None {
             self.fired.fetch_add(1, Ordering::SeqCst);
         }
-        if fault == Fault::Down as usize {
-            return Err(StoreError::unavailable("planted"));
+        match fault {
+            Fault::None => call.await,
+            Fault::Down => Err(StoreError::unavailable("planted")),
+            Fault::Hang => std::future::pending().await,
+            Fault::LoseAcknowledgement => {
+                self.set(Fault::None);
+                let result = call.await;
+                result.and_then(|_| Err(StoreError::unavailable("planted")))
+            }
+            Fault::AnswerLate(by) => {
+                let result = call.await;
+                tokio::time::sleep(by).await;
+                result
+            }
         }
-        if fault == Fault::Hang as usize {
-            std::future::pending::<()>().await;
-        }
-        let result = call.await;
-        if fault == Fault::LoseAcknowledgement as usize {
-            self.set(Fault::None);
-            return Err(StoreError::unavailable("planted"));
-        }
-        result
     }
 }
 
@@ -61,6 +66,7 @@ pub struct Flaky<S> {
     store: S,
     claim: Arc<Switch>,
     complete: Arc<Switch>,
+    extend: Arc<Switch>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -70,6 +76,7 @@ impl<S: Store> Flaky<S> {
             store,
             claim: Arc::default(),
             complete: Arc::default(),
+            extend: Arc::default(),
             calls: Arc::default(),
         }
     }
@@ -82,9 +89,15 @@ impl<S: Store> Flaky<S> {
         self.complete.set(fault);
     }
 
+    pub fn extensions(&self, fault: Fault) {
+        self.extend.set(fault);
+    }
+
     /// How often a planted fault was met.
     pub fn fired(&self) -> usize {
-        self.claim.fired.load(Ordering::SeqCst) + self.complete.fired.load(Ordering::SeqCst)
+        let switches = [&self.claim, &self.complete, &self.extend];
+        let fired = switches.map(|switch| switch.fired.load(Ordering::SeqCst));
+        fired.iter().sum()
     }
 
     /// How often the store was called at all.
@@ -121,7 +134,7 @@ impl<S: Store> Store for Flaky<S> {
     }
 
     async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
-        self.called().extend(leases).await
+        self.extend.around(self.called().extend(leases)).await
     }
 
     async fn lookup(

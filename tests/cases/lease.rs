@@ -4,11 +4,12 @@ use axum::http::{Response, StatusCode};
 use bytes::Bytes;
 use tower_idempotency::store::{Existing, Resolution};
 use tower_idempotency::{
-    Envelope, Fingerprint, IdempotencyLayer, Identity, Lost, Policy, Scope, Store, StoreErrorKind,
+    Envelope, Fingerprint, IdempotencyContext, IdempotencyLayer, Identity, Lost, Policy, Scope,
+    Store, StoreErrorKind,
 };
 
 use crate::backend::Backend;
-use crate::flaky::Flaky;
+use crate::flaky::{Fault, Flaky};
 use crate::site::{PATIENCE, Runs, Site, critical, eventually, policy};
 
 on_every_store!(
@@ -16,6 +17,8 @@ on_every_store!(
     l2_a_lost_attempt_is_run_again_answered_or_held_by_policy,
     l2_the_policy_an_attempt_began_with_decides,
     l3_a_handler_slower_than_its_lease_keeps_it,
+    l3_no_handler_starts_on_a_lease_that_is_over,
+    l3_a_store_slower_than_the_lease_runs_nothing,
     l4_a_late_completion_after_a_takeover_is_refused,
     l4_a_late_completion_while_the_successor_runs_is_refused,
     l5_settings_that_cannot_work_are_refused_by_name,
@@ -127,6 +130,54 @@ async fn l3_a_handler_slower_than_its_lease_keeps_it(backend: impl Backend) {
     let (first, ()) = tokio::join!(site.order("a"), test);
     first.assert_run(1);
     site.order("a").await.assert_replay_of(&first);
+}
+
+/// A lease of 600 ms, of which the first acknowledgements take some.
+async fn late<B: Backend>(backend: &B, runs: &Runs) -> (Flaky<B::Store>, Site) {
+    let store = Flaky::new(backend.store());
+    let short = critical().with_lease(Duration::from_millis(600));
+    let layer = IdempotencyLayer::new(store.clone(), Scope::header("x-tenant").unwrap())
+        .with_policy(short)
+        .unwrap();
+    let counted = runs.clone();
+    let handler = crate::site::every_method(move |context: IdempotencyContext| {
+        let runs = counted.clone();
+        async move {
+            runs.run().await;
+            context.is_current().to_string()
+        }
+    });
+    let site = Site::orders(&layer, handler).await;
+    (store, site)
+}
+
+async fn l3_no_handler_starts_on_a_lease_that_is_over(backend: impl Backend) {
+    let runs = Runs::free();
+    let (store, site) = late(&backend, &runs).await;
+    store.claims(Fault::AnswerLate(Duration::from_millis(900)));
+    let first = site.order("a").await;
+    assert_eq!((&first.body[..], store.fired()), (b"true".as_slice(), 1));
+    site.order("a").await.assert_replay_of(&first);
+    assert_eq!(runs.count(), 1);
+}
+
+async fn l3_a_store_slower_than_the_lease_runs_nothing(backend: impl Backend) {
+    let runs = Runs::free();
+    let (store, site) = late(&backend, &runs).await;
+    store.extensions(Fault::AnswerLate(Duration::from_millis(900)));
+    store.claims(Fault::AnswerLate(Duration::from_millis(900)));
+    site.order("a")
+        .await
+        .assert_problem(503, "store-unavailable");
+    assert_eq!(runs.count(), 0);
+    assert!(store.fired() > 2);
+    store.extensions(Fault::None);
+    store.claims(Fault::None);
+    eventually("the claim is withdrawn", async || {
+        site.order("a").await.status == 200
+    })
+    .await;
+    assert_eq!(runs.count(), 1);
 }
 
 async fn l4_a_late_completion_after_a_takeover_is_refused(backend: impl Backend) {
