@@ -5,7 +5,7 @@
 //!
 //! How the handler behaves is said by the header `x-behave`, which is no part of the fingerprint, so
 //! that a retry may behave otherwise: `delay=200 gate=PATH status=500 panic hang size=1000 chunks=10
-//! gap=5`; see [`Behaviour`].
+//! gap=5`; see `Behaviour`.
 
 use std::error::Error;
 use std::io::Read as _;
