@@ -25,7 +25,7 @@ const MAX_REFERENCE_LEN: usize = 255;
 ///
 /// async fn charge(context: IdempotencyContext) -> Result<StatusCode, StatusCode> {
 ///     let charge = format!("ch_{}", context.identity().id());
-///     // Kept in the record, also when the answer itself cannot be.
+///     // Kept in the record with the answer, also when the answer itself cannot be kept.
 ///     context.reference("charge", &charge).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
 ///     Ok(StatusCode::CREATED)
 /// }
@@ -82,9 +82,10 @@ impl IdempotencyContext {
         self.lease.as_ref().is_some_and(|lease| lease.is_current())
     }
 
-    /// Notes in the record what this operation made: `reference("charge", "ch_1")`. It is kept with
-    /// the answer, with a tombstone and with a held record, and shown by
-    /// [`list_held`](crate::Store::list_held) and in the body of a 410.
+    /// Notes in the record what this operation made: `reference("charge", "ch_1")`. It is written
+    /// when the handler has ended, with the answer, a tombstone or a hold, and shown by
+    /// [`list_held`](crate::Store::list_held) and in the body of a 410. A process that dies before
+    /// leaves none.
     ///
     /// # Errors
     ///

@@ -141,11 +141,13 @@ impl<S: Store> IdempotencyLayer<S> {
     }
 
     /// The policy of one route, for a layer that covers a whole router: `POST /orders/{id}/cancel`.
-    /// Names of parameters do not matter.
+    /// Names of parameters do not matter. The template is the whole path, also for a router that is
+    /// nested; a route named again gets the later policy.
     ///
     /// # Errors
     ///
-    /// Settings that cannot work, or a route that is not a method and a template.
+    /// Settings that cannot work, a route that is not a method and a template, or a policy that does
+    /// not cover the method.
     ///
     /// ```
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};

@@ -37,22 +37,30 @@ pub(crate) fn of_request(parts: &Parts) -> String {
     format!("{} sha256:{}", parts.method, hex::encode(digest))
 }
 
-/// `METHOD /template`, as written in a route table.
-pub(crate) fn of_route(route: &str) -> Result<String, ConfigError> {
-    let parts = route
-        .split_once(' ')
-        .filter(|(method, path)| {
-            let known = Method::from_bytes(method.as_bytes()).is_ok();
-            known && *method == method.to_ascii_uppercase() && path.starts_with('/')
-        })
-        .filter(|_| route.len() <= MAX_LEN);
-    let (method, template) = parts.ok_or_else(|| {
-        ConfigError::new(
-            "route",
-            format!("must be a method and a template of at most {MAX_LEN} bytes in all, like `POST /orders/{{id}}`"),
-        )
-    })?;
-    Ok(format!("{method} {}", erase_parameters(template)))
+/// The method and the operation of `METHOD /template`, as written in a route table.
+pub(crate) fn of_route(route: &str) -> Result<(Method, String), ConfigError> {
+    let wrong = || {
+        let reason = format!(
+            "must be a method and a template of at most {MAX_LEN} bytes in all, like `POST /orders/{{id}}`, not `{route}`"
+        );
+        ConfigError::new("route", reason)
+    };
+    let (name, template) = route.split_once(' ').ok_or_else(wrong)?;
+    let method = Method::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+    let is_known = name == name.to_ascii_uppercase() && route.len() <= MAX_LEN;
+    if !is_known || !is_template(template) {
+        return Err(wrong());
+    }
+    Ok((method, format!("{name} {}", erase_parameters(template))))
+}
+
+/// As axum 0.8 writes it: `/orders/{id}`; `/orders/:id` would match nothing.
+fn is_template(template: &str) -> bool {
+    let (opened, closed) = (template.matches('{').count(), template.matches('}').count());
+    template.starts_with('/')
+        && opened == closed
+        && !template.contains("/:")
+        && !template.contains("/*")
 }
 
 #[cfg(feature = "axum")]
@@ -91,8 +99,18 @@ mod tests {
 
     #[test]
     fn a_route_is_a_method_and_a_template() {
-        assert_eq!(of_route("POST /a/{id}"), Ok("POST /a/{}".into()));
-        for wrong in ["/a", "POST", "POST a", "post /a", "P OST /a"] {
+        let route = of_route("POST /a/{id}");
+        assert_eq!(route, Ok((Method::POST, "POST /a/{}".into())));
+        for wrong in [
+            "/a",
+            "POST",
+            "POST a",
+            "post /a",
+            "P OST /a",
+            "POST /a/:id",
+            "POST /a/{id",
+            "POST /*",
+        ] {
             assert!(of_route(wrong).is_err(), "{wrong}");
         }
     }

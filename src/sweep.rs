@@ -87,7 +87,10 @@ impl<S: Store> Sweeper<S> {
                 Ok(swept) if swept != Swept::default() => {
                     tracing::debug!(deleted = swept.deleted, held = swept.held, "swept");
                     if swept.held > 0 {
-                        tracing::warn!(held = swept.held, "lost attempts are held for a person");
+                        tracing::warn!(
+                            held = swept.held,
+                            "lost attempts are held for a person: see list_held"
+                        );
                     }
                 }
                 Ok(_) => {}

@@ -140,6 +140,18 @@ async fn a_table_of_routes_gives_each_route_its_policy_whatever_parameters_are_c
 }
 
 #[tokio::test]
+async fn a_route_whose_policy_does_not_cover_its_method_is_refused() {
+    let refused = |route: &str| layer().with_route(route, Policy::high()).unwrap_err();
+    for route in ["PUT /orders", "DELETE /orders", "GET /orders"] {
+        assert_eq!(refused(route).field(), "route");
+    }
+    let covers = Policy::high().with_methods([Method::PUT]);
+    assert!(layer().with_route("PUT /orders", covers).is_ok());
+    let out = Policy::high().with_methods([]);
+    assert!(layer().with_route("PUT /orders", out).is_ok());
+}
+
+#[tokio::test]
 async fn a_policy_replaced_at_run_time_is_read_by_the_next_request() {
     let layer = layer();
     let site = Site::orders(&layer, Runs::free().handler()).await;

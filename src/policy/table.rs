@@ -88,10 +88,17 @@ impl PolicyHandle {
     ///
     /// # Errors
     ///
-    /// Settings that cannot work, or a route that is not `METHOD /template`; nothing is changed.
+    /// Settings that cannot work, a route that is not `METHOD /template`, or a policy that does not
+    /// cover its method; nothing is changed.
     pub fn replace_route(&self, route: &str, policy: Policy) -> Result<(), ConfigError> {
-        let operation = operation::of_route(route)?;
+        let (method, operation) = operation::of_route(route)?;
         policy.validate(self.store_is_durable)?;
+        if !policy.methods.is_empty() && !policy.covers(&method) {
+            let reason = format!(
+                "is {method}, which its policy does not cover: add with_methods([Method::{method}]), or with_methods([]) to take the route out"
+            );
+            return Err(ConfigError::new("route", reason));
+        }
         let policy = Arc::new(policy);
         self.table.rcu(|table| {
             let mut table = PolicyTable::clone(table);

@@ -26,8 +26,17 @@ impl<S: Store> Exchange<S> {
             Existing::Completed(completed) => self.replay(*completed),
             Existing::InProgress { lease_left } => Err(Rejection::in_progress(lease_left)),
             Existing::Mismatch => Err(Rejection::new(Code::KeyReused)),
-            Existing::Held => Err(Rejection::new(Code::OutcomeUnknown)),
+            Existing::Held => {
+                self.warn_held();
+                Err(Rejection::new(Code::OutcomeUnknown))
+            }
         }
+    }
+
+    /// For whoever is called because of a held record: its id is in the log.
+    pub(super) fn warn_held(&self) {
+        let (id, operation) = (self.identity.id(), self.identity.operation());
+        tracing::warn!(%id, operation, "held for a person: its outcome is unknown");
     }
 
     fn replay(&self, completed: Completed) -> Result<Response<Body>, Rejection> {

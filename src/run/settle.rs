@@ -50,6 +50,9 @@ impl<S: Store> Exchange<S> {
         let Settlement { write, answer } = self.settlement(&claim, ended, references).await;
         let mut written = std::pin::pin!(self.write(&claim, &write));
         let in_time = tokio::time::timeout(self.policy.settle_timeout, &mut written).await;
+        if matches!(write, Write::Hold(_)) {
+            self.warn_held();
+        }
         match in_time {
             Ok(Ok(())) => reply.send(answer),
             Ok(Err(error)) => reply.send(Ok(self.refused(&error).await)),

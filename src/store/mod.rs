@@ -42,8 +42,7 @@ pub use memory::MemoryStore;
 ///   [`StoreErrorKind::Corrupt`], never a hit.
 /// - A held record does not expire and is not swept.
 ///
-/// The rules are tests: run them with [`conformance_tests!`](crate::conformance_tests) (feature
-/// `conformance`).
+/// The rules are tests: run them with the macro `conformance_tests!` (feature `conformance`).
 ///
 /// # Cancel safety
 ///

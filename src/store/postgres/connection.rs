@@ -36,7 +36,8 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
             Box::pin(async move { connection.execute(query).await.map(drop) })
         })
     };
-    options.connect_lazy_with(settings.pool.connect_options().as_ref().clone())
+    let server = settings.pool.connect_options().as_ref().clone();
+    options.connect_lazy_with(server.application_name("tower-idempotency"))
 }
 
 fn milliseconds(timeout: Duration) -> String {
