@@ -38,8 +38,11 @@ impl<S: Store> Exchange<S> {
         let give_up = Instant::now() + self.patience();
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
         let mut late = 0;
+        // When the lease was asked for that the record may have: a claim that meets its own token
+        // renews nothing.
+        let mut asked = None;
         loop {
-            let sent = Instant::now();
+            let sent = *asked.get_or_insert_with(Instant::now);
             let running = &self.shared.core.running;
             let claimed = match running.find(&self.identity, &self.fingerprint) {
                 Some(existing) => Ok(Claimed::Existing(existing)),
@@ -60,6 +63,7 @@ impl<S: Store> Exchange<S> {
                 },
                 Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
                 Ok(Claimed::Existing(existing)) => {
+                    asked = None;
                     let now = Instant::now();
                     let running = matches!(existing, Existing::InProgress { .. });
                     if !running || now >= give_up {
