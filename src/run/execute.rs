@@ -55,8 +55,8 @@ impl<S: Store> Exchange<S> {
         let context = IdempotencyContext::new(self.identity.clone(), claim.attempt, Some(lease));
         self.prepare(&mut request, &context);
         let ended = self.perform(inner, request).await;
-        self.settle(claim, ended, context.references(), reply).await;
-        drop(listed);
+        self.settle(claim, listed, ended, context.references(), reply)
+            .await;
     }
 
     pub(super) async fn execute_unprotected<I, B>(
@@ -80,8 +80,8 @@ impl<S: Store> Exchange<S> {
             response.headers_mut().insert(headers::UNPROTECTED, yes);
             response
         });
-        reply.send(marked);
         drop(listed);
+        reply.send(marked);
     }
 
     fn prepare(&self, request: &mut Request<Body>, context: &IdempotencyContext) {

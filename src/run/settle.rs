@@ -43,6 +43,7 @@ impl<S: Store> Exchange<S> {
     pub(super) async fn settle<E>(
         &self,
         claim: Claim,
+        listed: Listed,
         ended: Ended<E>,
         references: References,
         mut reply: Reply<E>,
@@ -54,14 +55,23 @@ impl<S: Store> Exchange<S> {
             self.warn_held();
         }
         match in_time {
-            Ok(Ok(())) => reply.send(answer),
-            Ok(Err(error)) => reply.send(Ok(self.refused(&error).await)),
+            // A client that retries at once must not be told that its request is running.
+            Ok(Ok(())) => {
+                drop(listed);
+                reply.send(answer);
+            }
+            Ok(Err(error)) => {
+                let answer = self.refused(&error).await;
+                drop(listed);
+                reply.send(Ok(answer));
+            }
             Err(_elapsed) => {
                 reply.send(self.unrecorded(&write, answer));
                 // The lease is kept and the answer in memory: a retry waits for it, and none runs.
                 if let Err(error) = written.await {
                     self.log_refused(&error);
                 }
+                drop(listed);
             }
         }
     }
@@ -71,9 +81,8 @@ impl<S: Store> Exchange<S> {
         tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
         let (listed, _lease) = self.keep(&claim, sent);
         let ended = Ended::Failed(Code::AttemptLost);
-        self.settle(claim, ended, References::default(), reply)
+        self.settle(claim, listed, ended, References::default(), reply)
             .await;
-        drop(listed);
     }
 
     async fn settlement<E>(
