@@ -1,4 +1,4 @@
-//! The attempts of this process: kept alive by one heartbeat for all of them.
+//! The attempts of this process: kept alive by one heartbeat for all leases of one length.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +53,6 @@ impl Lease {
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     attempts: Mutex<Attempts>,
-    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +60,9 @@ struct Attempts {
     by_token: HashMap<Token, Attempt>,
     /// The latest attempt of an operation.
     latest: HashMap<Identity, Token>,
-    has_heartbeat: bool,
+    /// Who renews leases of a length. Each length has its own: what is too slow for a short lease,
+    /// or what a long one waits for, must not end the others.
+    hearts: HashMap<Duration, Arc<Notify>>,
 }
 
 #[derive(Debug)]
@@ -168,12 +169,13 @@ impl Running {
         };
         let mut attempts = self.lock();
         attempts.insert(claim.token, attempt);
-        if !attempts.has_heartbeat {
-            attempts.has_heartbeat = true;
-            tokio::spawn(beat(store.clone(), self.clone()));
-        }
+        let heart = attempts.hearts.entry(length).or_insert_with(|| {
+            let changed = Arc::new(Notify::new());
+            tokio::spawn(beat(store.clone(), self.clone(), length, changed.clone()));
+            changed
+        });
+        heart.notify_one();
         drop(attempts);
-        self.changed.notify_one();
         (self.listed(claim.token), lease)
     }
 
@@ -218,18 +220,21 @@ impl Running {
     }
 
     /// When the next lease is to be renewed; `None` ends the heartbeat.
-    fn next_beat(&self) -> Option<Instant> {
+    fn next_beat(&self, length: Duration) -> Option<Instant> {
         let mut attempts = self.lock();
-        let next = attempts.kept().map(|kept| kept.next_beat).min();
-        attempts.has_heartbeat = next.is_some();
+        let kept = attempts.kept().filter(|kept| kept.renewal.lease == length);
+        let next = kept.map(|kept| kept.next_beat).min();
+        if next.is_none() {
+            attempts.hearts.remove(&length);
+        }
         next
     }
 
     /// All leases that are due, or will be half a beat from now: one statement for them together.
-    fn due(&self, now: Instant) -> Vec<LeaseRenewal> {
+    fn due(&self, length: Duration, now: Instant) -> Vec<LeaseRenewal> {
         let attempts = self.lock();
-        let kept = attempts.kept();
-        kept.filter(|kept| kept.next_beat <= now + kept.renewal.lease / (2 * BEATS))
+        let kept = attempts.kept().filter(|kept| kept.renewal.lease == length);
+        kept.filter(|kept| kept.next_beat <= now + length / (2 * BEATS))
             .map(|kept| kept.renewal.clone())
             .collect()
     }
@@ -265,34 +270,36 @@ impl Running {
 /// next attempt that is listed starts another.
 struct Heart {
     running: Arc<Running>,
+    length: Duration,
     beats: bool,
 }
 
 impl Drop for Heart {
     fn drop(&mut self) {
         if self.beats {
-            self.running.lock().has_heartbeat = false;
+            self.running.lock().hearts.remove(&self.length);
         }
     }
 }
 
 /// Runs while there are leases to renew. One slow or failing round is followed by the next.
-async fn beat<S: Store>(store: S, running: Arc<Running>) {
+async fn beat<S: Store>(store: S, running: Arc<Running>, length: Duration, changed: Arc<Notify>) {
     let mut heart = Heart {
         running: running.clone(),
+        length,
         beats: true,
     };
-    while let Some(next) = running.next_beat() {
+    while let Some(next) = running.next_beat(length) {
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => {}
-            () = running.changed.notified() => continue,
+            () = changed.notified() => continue,
         }
         let sent = Instant::now();
-        let due = running.due(sent);
-        let Some(shortest) = due.iter().map(|renewal| renewal.lease).min() else {
+        let due = running.due(length, sent);
+        if due.is_empty() {
             continue;
-        };
-        let outcome = renew(&store, &due, shortest / BEATS).await;
+        }
+        let outcome = renew(&store, &due, length / BEATS).await;
         let outcome = outcome.unwrap_or_else(|error| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
