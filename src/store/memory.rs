@@ -227,15 +227,19 @@ impl Records for MemoryStore {
         completion: &Completion,
     ) -> Result<bool, StoreError> {
         let mut table = self.table();
+        let (now, wall) = (table.now(), table.wall());
         let states = [State::Running, State::Held];
-        let record = table.claimed(claim.identity.id(), claim.token, &states);
-        Ok(record
-            .map(|record| {
-                record.state = State::Completed;
-                record.answer = Some(completion.answer.encode());
-                record.references = completion.references.to_json();
-            })
-            .is_some())
+        let Some(record) = table.claimed(claim.identity.id(), claim.token, &states) else {
+            return Ok(false);
+        };
+        if record.state == State::Held || record.expires <= now {
+            record.expires = later(now, record.ttl)?;
+            record.expires_at = wall.checked_add(record.ttl).ok_or_else(too_long)?;
+        }
+        record.state = State::Completed;
+        record.answer = Some(completion.answer.encode());
+        record.references = completion.references.to_json();
+        Ok(true)
     }
 
     async fn delete_claimed(&self, claim: &Claim) -> Result<bool, StoreError> {

@@ -7,9 +7,15 @@ use super::types::PgUuid;
 use crate::extract::References;
 use crate::store::{Claim, Completion, StoreError};
 
+/// What was held, or is over, would be forgotten with its answer: retention begins anew.
 const UPDATE_COMPLETED: &str = "
-update idempotency.record
-set state = 'completed', answer = $3, refs = $4, sweep_at = expires_at
+update idempotency.record set
+    state = 'completed', answer = $3, refs = $4,
+    expires_at = case when state = 'running' and expires_at > now then expires_at
+        else now + (expires_at - claimed_at) end,
+    sweep_at = case when state = 'running' and expires_at > now then expires_at
+        else now + (expires_at - claimed_at) end
+from (select clock_timestamp()) as clock (now)
 where id = $1 and token = $2 and state in ('running', 'held')";
 
 const DELETE_CLAIMED: &str = "

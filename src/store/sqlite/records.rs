@@ -49,9 +49,15 @@ const HOLD_LOST: &str = "
 update idempotency_record set state = 'held', sweep_at = 9e999
 where id = ?1 and token = ?2 and state = 'running' and leased_until <= unixepoch('subsec')";
 
+/// What was held, or is over, would be forgotten with its answer: retention begins anew.
 const UPDATE_COMPLETED: &str = "
-update idempotency_record
-set state = 'completed', answer = ?3, refs = ?4, sweep_at = expires_at
+update idempotency_record set
+    state = 'completed', answer = ?3, refs = ?4,
+    expires_at = case when state = 'running' and expires_at > now then expires_at
+        else now + (expires_at - claimed_at) end,
+    sweep_at = case when state = 'running' and expires_at > now then expires_at
+        else now + (expires_at - claimed_at) end
+from (select unixepoch('subsec') as now)
 where id = ?1 and token = ?2 and state in ('running', 'held')";
 
 const DELETE_CLAIMED: &str = "
