@@ -18,6 +18,7 @@ use crate::outcome::Outcome;
 use crate::policy::{Policy, PolicyTable};
 use crate::rejection::{Code, Rejection};
 use crate::run::{self, Call};
+use crate::scope::Scope;
 use crate::store::Store;
 
 /// The service an [`IdempotencyLayer`](crate::IdempotencyLayer) makes of another.
@@ -84,6 +85,7 @@ enum Decision {
 #[derive(Debug, Clone)]
 pub(crate) struct Covered {
     pub(crate) policy: Arc<Policy>,
+    pub(crate) scope: Scope,
     pub(crate) core: usize,
 }
 
@@ -169,7 +171,11 @@ impl<S: Store> Shared<S> {
                 operation,
                 key,
             },
-            Some(outer) if outer.core == self.core_id() && *outer.policy == *policy => {
+            Some(outer)
+                if outer.core == self.core_id()
+                    && *outer.policy == *policy
+                    && outer.scope == *policy.scope.as_ref().unwrap_or(&self.scope) =>
+            {
                 Decision::PassThrough
             }
             Some(_) => {

@@ -89,6 +89,7 @@ impl<S: Store> Exchange<S> {
         extensions.insert(context.clone());
         extensions.insert(Covered {
             policy: self.policy.clone(),
+            scope: self.policy.scope.as_ref().unwrap_or(&self.shared.scope).clone(),
             core: self.shared.core_id(),
         });
     }
