@@ -19,7 +19,7 @@ with due as (
 )
 update idempotency.record set leased_until = clock_timestamp() + make_interval(secs => due.lease)
 from due where record.id = due.id
-returning record.id";
+returning record.id, record.token";
 
 const EXTEND_ONE: &str = "
 update idempotency.record set leased_until = clock_timestamp() + make_interval(secs => $3)
@@ -41,7 +41,8 @@ impl PgStore {
         }
         let kept = self.extend_batch(leases).await?;
         let renewals = leases.iter().map(|renewal| async {
-            if kept.contains(&renewal.claim.identity.id().into()) {
+            let claim = &renewal.claim;
+            if kept.contains(&(claim.identity.id().into(), claim.token.into())) {
                 return Renewed::Kept;
             }
             // One that fails alone must not hide that the others are kept.
@@ -50,14 +51,16 @@ impl PgStore {
         Ok(join_all(renewals).await)
     }
 
-    async fn extend_batch(&self, leases: &[LeaseRenewal]) -> Result<Vec<PgUuid>, StoreError> {
+    async fn extend_batch(&self, leases: &[LeaseRenewal]) -> Result<Vec<(PgUuid, PgUuid)>, StoreError> {
         let claims = || leases.iter().map(|renewal| &renewal.claim);
         let ids: Vec<PgUuid> = claims().map(|claim| claim.identity.id().into()).collect();
         let tokens: Vec<PgUuid> = claims().map(|claim| claim.token.into()).collect();
         let lengths: Vec<f64> = leases.iter().map(|r| r.lease.as_secs_f64()).collect();
         let query = sqlx::query(EXTEND).bind(ids).bind(tokens).bind(lengths);
         let rows = self.run(query).await?.rows;
-        let kept = rows.iter().map(|row| row.try_get(0).map_err(error));
+        let kept = rows
+            .iter()
+            .map(|row| Ok((row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?)));
         kept.collect()
     }
 
