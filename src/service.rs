@@ -190,10 +190,13 @@ impl<S: Store> Shared<S> {
         Arc::as_ptr(&self.core).addr()
     }
 
-    /// Nothing was run: an outer layer has to free its key.
+    /// Where layers disagree, the outer one has to free its key. Any other refusal is an answer like
+    /// another: what was done in front of it, or by the handler that passes it on, is not known here.
     fn refuse(&self, rejection: &Rejection) -> Response<Body> {
         let mut response = self.reject(rejection);
-        response.extensions_mut().insert(Outcome::Release);
+        if rejection.code() == Code::NestedLayers {
+            response.extensions_mut().insert(Outcome::Release);
+        }
         response
     }
 }
