@@ -1,4 +1,5 @@
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -415,7 +416,12 @@ impl Renderer {
     }
 
     pub(crate) fn render(&self, rejection: &Rejection) -> Response<Body> {
-        (self.0)(rejection)
+        // Between the handler and its record nothing may panic.
+        let rendered = catch_unwind(AssertUnwindSafe(|| (self.0)(rejection)));
+        rendered.unwrap_or_else(|_panic| {
+            tracing::error!(code = rejection.code().as_str(), "renderer panicked");
+            rejection.to_problem(PROBLEMS)
+        })
     }
 }
 

@@ -81,8 +81,8 @@ where
     });
     match answer.await {
         Ok(answer) => answer,
-        // The runtime is going down, and took the task with it.
-        Err(_) => Ok(shared.reject(&Rejection::new(Code::ShuttingDown))),
+        // The runtime is going down, or a hook dropped the task: it may have run, or not.
+        Err(_) => Ok(shared.reject(&Rejection::new(Code::AnswerNotRecorded))),
     }
 }
 
