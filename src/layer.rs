@@ -371,9 +371,16 @@ impl<S: Store> IdempotencyLayer<S> {
     }
 }
 
+/// Longer is a mistake, and further on, clocks overflow.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+
 fn longer_than_zero(field: &'static str, timeout: Duration) -> Result<Duration, ConfigError> {
     if timeout.is_zero() {
         return Err(ConfigError::new(field, "must be longer than zero"));
+    }
+    if timeout > MAX_TIMEOUT {
+        let reason = format!("must be at most a day, not {} s", timeout.as_secs());
+        return Err(ConfigError::new(field, reason));
     }
     Ok(timeout)
 }

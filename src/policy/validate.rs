@@ -64,6 +64,9 @@ impl Policy {
             check(!limit.is_zero(), "duplicates", || {
                 "must wait longer than zero: use Duplicates::Reject".into()
             })?;
+            check(limit <= MAX_TTL, "duplicates", || {
+                format!("must wait at most ten years, not {} s", limit.as_secs())
+            })?;
         }
         let needed = self.execution_limit + self.lease;
         check(needed <= self.ttl, "ttl", || {
