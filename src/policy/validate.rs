@@ -10,8 +10,9 @@ const MAX_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
 const MIN_LEASE: Duration = Duration::from_millis(100);
 const MAX_KEY: usize = 4096;
 const MAX_NAME: usize = 255;
-/// A field of an envelope is counted in 32 bits.
-const MAX_BODY: usize = 1 << 30;
+/// SQLite stores at most 10^9 bytes in a field, PostgreSQL 2^30 in a message; an answer that is too
+/// large for its store would be tried for ever.
+const MAX_BODY: usize = 1 << 29;
 
 impl Policy {
     /// Checks the settings together.
