@@ -4,7 +4,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection as _, Error, Executor, Sqlite, SqliteConnection, SqlitePool, query::Query};
+use sqlx::{ConnectOptions as _, Connection as _, Error, Executor, Sqlite, SqliteConnection, SqlitePool, query::Query};
 
 use super::SqliteStore;
 use crate::store::StoreError;
@@ -30,8 +30,12 @@ pub(super) fn own_pool(file: &SqliteConnectOptions) -> SqlitePool {
 /// sqlx names a database in memory `file:sqlx-in-memory-N`.
 pub(super) fn is_file(options: &SqliteConnectOptions) -> bool {
     let name = options.get_filename().to_string_lossy();
+    // `sqlite://orders?mode=memory`, or `in_memory(true)`: sqlx shows it nowhere else, and panics on
+    // names that make no URL.
+    let url = options.clone().filename("/").to_url_lossy();
+    let in_memory = url.query_pairs().any(|(key, mode)| key == "mode" && mode == "memory");
     // An empty name is a temporary file, deleted when it is closed.
-    !name.is_empty() && !name.contains("sqlx-in-memory") && !name.contains(":memory:")
+    !in_memory && !name.is_empty() && !name.contains("sqlx-in-memory") && !name.contains(":memory:")
 }
 
 /// `begin immediate`: a deferred transaction that turns to writing fails where another has written.
