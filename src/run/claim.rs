@@ -190,7 +190,10 @@ impl<S: Store> Exchange<S> {
         };
         let tasks = core.tasks.clone();
         tasks.spawn(async move {
-            for _ in 0..2 {
+            for round in 0..2 {
+                if round > 0 {
+                    tokio::time::sleep(timeout * 3).await;
+                }
                 let mut backoff = Backoff::new(timeout / 20, timeout * 2);
                 loop {
                     backoff.pause().await;
@@ -201,7 +204,6 @@ impl<S: Store> Exchange<S> {
                         Err(_elapsed) => {}
                     }
                 }
-                tokio::time::sleep(timeout * 3).await;
             }
             drop(permit);
         });
