@@ -1,0 +1,34 @@
+//! When a full layer says so.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test may panic"
+)]
+#[path = "adversary/help.rs"]
+mod help;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use help::{app, ms, order, send};
+use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_layer_refuses_before_it_reads_a_body() {
+    let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+        .with_max_running(1)
+        .unwrap();
+    let app = app(&layer, |_| async {
+        tokio::time::sleep(ms(3000)).await;
+        Response::new(Body::from("tea"))
+    });
+    tokio::spawn(send(app.clone(), order("a", "tea")));
+    tokio::time::sleep(ms(200)).await;
+    let endless = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let request = Request::post("/orders").header("idempotency-key", "b");
+    let answer = send(app, request.body(endless).unwrap());
+    let answer = tokio::time::timeout(ms(1500), answer).await;
+    assert_eq!(answer.expect("refused at once").status, 503);
+}
