@@ -63,6 +63,9 @@ where
     S: Store,
 {
     let shared = call.shared.clone();
+    if shared.permits.available_permits() == 0 {
+        return Ok(shared.reject(&Rejection::new(Code::Overloaded)));
+    }
     let (exchange, body) = match call.open(&parts, body).await {
         Ok(opened) => opened,
         Err(rejection) => return Ok(shared.reject(&rejection)),

@@ -140,9 +140,14 @@ impl Attempts {
 
 impl Running {
     /// What a duplicate is answered while this process runs the operation, even when its lease has
-    /// run out because the store could not be reached.
+    /// run out because the store could not be reached. A run without a claim was not compared with
+    /// the record, so another request is for the store to judge.
     pub(crate) fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
-        self.lock().find(identity, fingerprint)
+        let attempts = self.lock();
+        let running = attempts.by_token.get(attempts.latest.get(identity)?)?;
+        let is_compared = !matches!(running.claim, ClaimState::Never);
+        let found = attempts.find(identity, fingerprint);
+        found.filter(|found| is_compared || !matches!(found, Existing::Mismatch))
     }
 
     /// Lists a claimed attempt, and keeps its lease alive from now on. `sent` is when the claim was sent.

@@ -86,6 +86,7 @@ enum Decision {
 pub(crate) struct Covered {
     pub(crate) policy: Arc<Policy>,
     pub(crate) scope: Scope,
+    pub(crate) layer: usize,
     pub(crate) core: usize,
 }
 
@@ -171,6 +172,8 @@ impl<S: Store> Shared<S> {
                 operation,
                 key,
             },
+            // Clones read one table, though it may have been replaced in between.
+            Some(outer) if outer.layer == self.id() => Decision::PassThrough,
             Some(outer)
                 if outer.core == self.core_id()
                     && *outer.policy == *policy
@@ -183,6 +186,11 @@ impl<S: Store> Shared<S> {
                 Decision::Reject(Rejection::new(Code::NestedLayers))
             }
         }
+    }
+
+    /// Tells clones of a layer from others.
+    pub(crate) fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// Tells layers of one store from those of another.

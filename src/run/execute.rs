@@ -89,7 +89,13 @@ impl<S: Store> Exchange<S> {
         extensions.insert(context.clone());
         extensions.insert(Covered {
             policy: self.policy.clone(),
-            scope: self.policy.scope.as_ref().unwrap_or(&self.shared.scope).clone(),
+            scope: self
+                .policy
+                .scope
+                .as_ref()
+                .unwrap_or(&self.shared.scope)
+                .clone(),
+            layer: self.shared.id(),
             core: self.shared.core_id(),
         });
     }

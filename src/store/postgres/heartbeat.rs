@@ -51,16 +51,22 @@ impl PgStore {
         Ok(join_all(renewals).await)
     }
 
-    async fn extend_batch(&self, leases: &[LeaseRenewal]) -> Result<Vec<(PgUuid, PgUuid)>, StoreError> {
+    async fn extend_batch(
+        &self,
+        leases: &[LeaseRenewal],
+    ) -> Result<Vec<(PgUuid, PgUuid)>, StoreError> {
         let claims = || leases.iter().map(|renewal| &renewal.claim);
         let ids: Vec<PgUuid> = claims().map(|claim| claim.identity.id().into()).collect();
         let tokens: Vec<PgUuid> = claims().map(|claim| claim.token.into()).collect();
         let lengths: Vec<f64> = leases.iter().map(|r| r.lease.as_secs_f64()).collect();
         let query = sqlx::query(EXTEND).bind(ids).bind(tokens).bind(lengths);
         let rows = self.run(query).await?.rows;
-        let kept = rows
-            .iter()
-            .map(|row| Ok((row.try_get(0).map_err(error)?, row.try_get(1).map_err(error)?)));
+        let kept = rows.iter().map(|row| {
+            Ok((
+                row.try_get(0).map_err(error)?,
+                row.try_get(1).map_err(error)?,
+            ))
+        });
         kept.collect()
     }
 

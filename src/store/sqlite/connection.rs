@@ -4,7 +4,10 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions as _, Connection as _, Error, Executor, Sqlite, SqliteConnection, SqlitePool, query::Query};
+use sqlx::{
+    ConnectOptions as _, Connection as _, Error, Executor, Sqlite, SqliteConnection, SqlitePool,
+    query::Query,
+};
 
 use super::SqliteStore;
 use crate::store::StoreError;
@@ -33,7 +36,9 @@ pub(super) fn is_file(options: &SqliteConnectOptions) -> bool {
     // `sqlite://orders?mode=memory`, or `in_memory(true)`: sqlx shows it nowhere else, and panics on
     // names that make no URL.
     let url = options.clone().filename("/").to_url_lossy();
-    let in_memory = url.query_pairs().any(|(key, mode)| key == "mode" && mode == "memory");
+    let in_memory = url
+        .query_pairs()
+        .any(|(key, mode)| key == "mode" && mode == "memory");
     // An empty name is a temporary file, deleted when it is closed.
     !in_memory && !name.is_empty() && !name.contains("sqlx-in-memory") && !name.contains(":memory:")
 }

@@ -1,18 +1,10 @@
 //! L3: no handler starts on a lease that is over, also when the renewal was slow as well.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::help::{Slow, app, ms, order, send};
 use axum::body::Body;
 use axum::http::Response;
-use help::{Slow, app, ms, order, send};
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,22 +1,13 @@
 //! A policy that is swapped while a request is between two equal layers.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
 use std::time::Duration;
 
+use crate::help::{order, send};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::Response;
 use axum::middleware::{Next, from_fn};
 use axum::routing::post;
-use help::{order, send};
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
 
 #[tokio::test]

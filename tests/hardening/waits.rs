@@ -1,18 +1,9 @@
 //! How long a shutdown waits.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
 use std::time::{Duration, Instant};
 
+use crate::help::{Slow, app, ms, order, send};
 use axum::body::Body;
 use axum::http::Response;
-use help::{Slow, app, ms, order, send};
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

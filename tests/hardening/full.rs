@@ -1,18 +1,9 @@
 //! When a full layer says so.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
+use crate::help::{app, ms, order, send};
 use axum::body::Body;
 use axum::http::{Request, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use help::{app, ms, order, send};
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

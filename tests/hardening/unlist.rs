@@ -1,15 +1,7 @@
 //! An attempt is listed as running after its client was answered.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
+use crate::help::{app, order, send};
 use axum::body::Body;
 use axum::http::Response;
-use help::{app, order, send};
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,16 +1,8 @@
 //! Renewals of two attempts of one operation in one call.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test may panic"
-)]
-mod common;
 
 use std::time::Duration;
 
-use common::database::TestDatabase;
+use crate::common::database::TestDatabase;
 use tower_idempotency::store::{ClaimRequest, Claimed, LeaseRenewal, Renewed, Token};
 use tower_idempotency::{Fingerprint, Identity, Lost, MemoryStore, PgStore, Store};
 

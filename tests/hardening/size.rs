@@ -1,10 +1,4 @@
 //! A completion that the store can never write.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +42,6 @@ async fn an_answer_within_the_largest_response_limit_can_be_stored() {
     std::fs::remove_file(&path).unwrap();
     if let Some(error) = error {
         // The layer writes again for as long as the store is unavailable.
-        assert_ne!(error.kind(), StoreErrorKind::Unavailable, "{:?}", error);
+        assert_ne!(error.kind(), StoreErrorKind::Unavailable, "{error:?}");
     }
 }

@@ -1,18 +1,9 @@
 //! Times that overflow the clock pass the checks, and panic in every request.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
 use std::time::Duration;
 
+use crate::help::{app, order, send};
 use axum::body::Body;
 use axum::http::Response;
-use help::{app, order, send};
 use tower_idempotency::{Duplicates, IdempotencyLayer, MemoryStore, Policy, Scope};
 
 #[tokio::test]

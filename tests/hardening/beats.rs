@@ -1,19 +1,11 @@
 //! Leases of different lengths share one heartbeat.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::help::{Slow, app, ms, order, send};
 use axum::body::Body;
 use axum::http::Response;
-use help::{Slow, app, ms, order, send};
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
 
 /// How many times the request ran, when its handler takes 2 s and a duplicate comes after 1.7 s.

@@ -1,19 +1,10 @@
 //! An inner layer says that nothing was done; what was done in front of it is done again.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::help::{app, order, send};
 use axum::body::Body;
 use axum::http::{Request, Response};
-use help::{app, order, send};
 use tower::ServiceExt;
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
 

@@ -1,10 +1,4 @@
 //! A record that was held for longer than its retention.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
 
 use std::time::Duration;
 

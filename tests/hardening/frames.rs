@@ -1,21 +1,12 @@
 //! Bodies that are always ready, and never get anywhere.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::help::{app, ms, order};
 use axum::body::Body;
 use axum::http::{Request, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use help::{app, ms, order};
 use tower::ServiceExt;
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
 

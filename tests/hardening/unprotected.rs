@@ -1,16 +1,7 @@
 //! F4b: an unprotected run is compared with, although the store is back and knows better.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
+use crate::help::{Slow, app, ms, order, send};
 use axum::body::Body;
 use axum::http::Response;
-use help::{Slow, app, ms, order, send};
 use http_body_util::BodyExt;
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
 

@@ -1,18 +1,9 @@
 //! M5: nested layers that differ in their scope.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    missing_docs,
-    reason = "a test may panic"
-)]
-#[path = "adversary/help.rs"]
-mod help;
-
+use crate::help::send;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use axum::routing::post;
-use help::send;
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
 
 fn of(tenant: &str) -> Request<Body> {
