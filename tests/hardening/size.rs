@@ -17,7 +17,7 @@ async fn an_answer_within_the_largest_response_limit_can_be_stored() {
     if layer.with_policy(policy).is_err() {
         return;
     }
-    let path = std::env::temp_dir().join(format!("adversary-{}.db", std::process::id()));
+    let path = std::env::temp_dir().join(format!("idempotency-size-{}.db", std::process::id()));
     let file = SqliteConnectOptions::new()
         .filename(&path)
         .create_if_missing(true);
