@@ -176,7 +176,8 @@ impl<S: Store> IdempotencyLayer<S> {
         self.with(|shared| shared.scope = scope)
     }
 
-    /// Makes answers of the layer's own errors. Default: [`Rejection::to_problem`].
+    /// Makes answers of the layer's own errors, in place of the [profile](crate::Profile) of the route's
+    /// policy. Default: [`Rejection::to_response`].
     ///
     /// ```
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
@@ -386,14 +387,20 @@ fn longer_than_zero(field: &'static str, timeout: Duration) -> Result<Duration, 
 }
 
 impl<S: Store> Shared<S> {
-    /// Counts the rejection and makes an answer of it.
-    pub(crate) fn reject(&self, rejection: &Rejection) -> Response<Body> {
+    /// Counts the rejection and makes an answer of it, in the dialect of the policy.
+    pub(crate) fn reject(&self, policy: &Policy, rejection: Rejection) -> Response<Body> {
         self.core.counters.count(event(rejection.code()));
         tracing::debug!(
             code = rejection.code().as_str(),
             "answered in place of the handler"
         );
-        self.renderer.render(rejection)
+        self.render(policy, rejection)
+    }
+
+    /// Makes an answer of a rejection of a request that is counted already.
+    pub(crate) fn render(&self, policy: &Policy, rejection: Rejection) -> Response<Body> {
+        self.renderer
+            .render(&rejection.with_profile(&policy.profile))
     }
 
     pub(crate) fn count(&self, event: Event) {

@@ -112,7 +112,7 @@ pub use key::KeyFormat;
 pub use layer::{IdempotencyLayer, ShutdownReport};
 pub use outcome::Outcome;
 pub use policy::{Duplicates, Lost, Policy, PolicyHandle, Risk, StoreDown, Unknown};
-pub use rejection::{Code, Rejection};
+pub use rejection::{Code, Profile, Rejection};
 pub use scope::Scope;
 pub use service::Idempotency;
 pub use stats::Stats;

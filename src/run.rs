@@ -62,19 +62,20 @@ where
     ResBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S: Store,
 {
-    let shared = call.shared.clone();
+    let (shared, policy) = (call.shared.clone(), call.policy.clone());
+    let rejected = |rejection| Ok(shared.reject(&policy, rejection));
     if shared.permits.available_permits() == 0 {
-        return Ok(shared.reject(&Rejection::new(Code::Overloaded)));
+        return rejected(Rejection::new(Code::Overloaded));
     }
     let (exchange, body) = match call.open(&parts, body).await {
         Ok(opened) => opened,
-        Err(rejection) => return Ok(shared.reject(&rejection)),
+        Err(rejection) => return rejected(rejection),
     };
     let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
-        return Ok(shared.reject(&Rejection::new(Code::Overloaded)));
+        return rejected(Rejection::new(Code::Overloaded));
     };
     let Some(entered) = shared.enter() else {
-        return Ok(shared.reject(&Rejection::new(Code::ShuttingDown)));
+        return rejected(Rejection::new(Code::ShuttingDown));
     };
     let request = Request::from_parts(parts, body.into_body());
     let (sender, answer) = oneshot::channel();
@@ -85,7 +86,7 @@ where
     match answer.await {
         Ok(answer) => answer,
         // The runtime is going down, or a hook dropped the task: it may have run, or not.
-        Err(_) => Ok(shared.reject(&Rejection::new(Code::AnswerNotRecorded))),
+        Err(_) => rejected(Rejection::new(Code::AnswerNotRecorded)),
     }
 }
 
@@ -139,6 +140,18 @@ impl<S: Store> Exchange<S> {
                     .await;
             }
         }
+    }
+}
+
+impl<S: Store> Exchange<S> {
+    /// Counts the rejection and makes an answer of it.
+    fn reject(&self, rejection: Rejection) -> Response<Body> {
+        self.shared.reject(&self.policy, rejection)
+    }
+
+    /// Makes an answer of a rejection of a request that is counted already.
+    fn render(&self, rejection: Rejection) -> Response<Body> {
+        self.shared.render(&self.policy, rejection)
     }
 }
 

@@ -73,7 +73,7 @@ impl<I: Clone, S> Clone for Idempotency<I, S> {
 /// What the service does with a request.
 enum Decision {
     PassThrough,
-    Reject(Rejection),
+    Reject(Arc<Policy>, Rejection),
     Run {
         policy: Arc<Policy>,
         operation: String,
@@ -116,7 +116,9 @@ where
                 let request = Request::from_parts(parts, Body::new(body));
                 ResponseFuture::pass_through(self.inner.call(request))
             }
-            Decision::Reject(rejection) => ResponseFuture::ready(self.shared.refuse(&rejection)),
+            Decision::Reject(policy, rejection) => {
+                ResponseFuture::ready(self.shared.refuse(&policy, rejection))
+            }
             Decision::Run {
                 policy,
                 operation,
@@ -151,9 +153,9 @@ impl<S: Store> Shared<S> {
         match policy.key.read(&parts.headers) {
             Ok(None) => Decision::PassThrough,
             Ok(Some(key)) => self.decide_nested(parts, policy, operation, key),
-            Err(KeyError::Missing) => Decision::Reject(Rejection::new(Code::KeyMissing)),
+            Err(KeyError::Missing) => Decision::Reject(policy, Rejection::new(Code::KeyMissing)),
             Err(KeyError::Invalid(why)) => {
-                Decision::Reject(Rejection::new(Code::KeyInvalid).with_detail(why))
+                Decision::Reject(policy, Rejection::new(Code::KeyInvalid).with_detail(why))
             }
         }
     }
@@ -183,7 +185,7 @@ impl<S: Store> Shared<S> {
             }
             Some(_) => {
                 tracing::error!("an outer and an inner idempotency layer disagree on one route");
-                Decision::Reject(Rejection::new(Code::NestedLayers))
+                Decision::Reject(policy, Rejection::new(Code::NestedLayers))
             }
         }
     }
@@ -200,9 +202,10 @@ impl<S: Store> Shared<S> {
 
     /// Where layers disagree, the outer one has to free its key. Any other refusal is an answer like
     /// another: what was done in front of it, or by the handler that passes it on, is not known here.
-    fn refuse(&self, rejection: &Rejection) -> Response<Body> {
-        let mut response = self.reject(rejection);
-        if rejection.code() == Code::NestedLayers {
+    fn refuse(&self, policy: &Policy, rejection: Rejection) -> Response<Body> {
+        let disagrees = rejection.code() == Code::NestedLayers;
+        let mut response = self.reject(policy, rejection);
+        if disagrees {
             response.extensions_mut().insert(Outcome::Release);
         }
         response

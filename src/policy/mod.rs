@@ -12,6 +12,7 @@ use http::header::HeaderName;
 use crate::error::ConfigError;
 use crate::fingerprint::Fingerprinter;
 use crate::key::{KeyFormat, KeyRules};
+use crate::rejection::Profile;
 use crate::scope::Scope;
 
 pub(crate) use risk::{Disposition, Ending};
@@ -37,6 +38,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     pub(crate) risk: Risk,
+    pub(crate) profile: Profile,
     pub(crate) operation: Option<String>,
     pub(crate) scope: Option<Scope>,
     pub(crate) methods: Vec<Method>,
@@ -91,6 +93,7 @@ impl Policy {
         let day = 24 * HOUR;
         Self {
             risk,
+            profile: Profile::Default,
             operation: None,
             scope: None,
             methods: vec![Method::POST, Method::PATCH],
@@ -143,6 +146,18 @@ impl Policy {
     #[must_use]
     pub fn low() -> Self {
         Self::of(Risk::Low)
+    }
+
+    /// The dialect of the route's clients; sets the [key format](Self::with_key_format), too. Default:
+    /// [`Profile::Default`].
+    #[must_use]
+    pub fn with_profile(mut self, profile: Profile) -> Self {
+        self.key.format = match profile {
+            Profile::Ietf { .. } => KeyFormat::Strict,
+            Profile::Default | Profile::Stripe => KeyFormat::Lenient,
+        };
+        self.profile = profile;
+        self
     }
 
     /// Names the operation. Default: method and route template (`POST /orders/{}`), or the concrete

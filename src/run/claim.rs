@@ -32,7 +32,7 @@ impl<S: Store> Exchange<S> {
     /// Runs in the detached task. If the process ends after the claim was sent, the lease runs out.
     pub(super) async fn claim<E>(&self, reply: &mut Reply<E>) -> Entry {
         let Ok(token) = Token::random() else {
-            return Entry::Answer(self.shared.reject(&Rejection::new(Code::StoreUnavailable)));
+            return Entry::Answer(self.reject(Rejection::new(Code::StoreUnavailable)));
         };
         let request = self.claim_request(token);
         let give_up = Instant::now() + self.patience();
@@ -166,11 +166,11 @@ impl<S: Store> Exchange<S> {
         let cause: &dyn Error = error;
         if error.kind() == StoreErrorKind::Corrupt {
             tracing::error!(%id, error = cause, source = error.source(), "record cannot be read");
-            return Entry::Answer(self.shared.reject(&Rejection::new(Code::RecordUnreadable)));
+            return Entry::Answer(self.reject(Rejection::new(Code::RecordUnreadable)));
         }
         tracing::warn!(%id, error = cause, source = error.source(), "cannot claim");
         if self.policy.store_down == StoreDown::Refuse {
-            return Entry::Answer(self.shared.reject(&Rejection::new(Code::StoreUnavailable)));
+            return Entry::Answer(self.reject(Rejection::new(Code::StoreUnavailable)));
         }
         let running = &self.shared.core.running;
         match running.list_unprotected(&self.identity, &self.fingerprint, request.token) {

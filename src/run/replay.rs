@@ -16,7 +16,7 @@ impl<S: Store> Exchange<S> {
                 self.shared.count(Event::Replayed);
                 replay
             }
-            Err(rejection) => self.shared.reject(&rejection),
+            Err(rejection) => self.reject(rejection),
         }
     }
 

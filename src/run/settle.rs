@@ -180,7 +180,7 @@ impl<S: Store> Exchange<S> {
             answer
         } else {
             let rejection = Rejection::new(Code::AnswerNotRecorded);
-            Ok(self.shared.renderer.render(&rejection))
+            Ok(self.render(rejection))
         }
     }
 
@@ -195,7 +195,7 @@ impl<S: Store> Exchange<S> {
             Ok(Some(existing)) => self.existing(existing),
             Ok(None) | Err(_) => Err(Rejection::new(Code::AnswerNotRecorded)),
         };
-        answer.unwrap_or_else(|rejection| self.shared.renderer.render(&rejection))
+        answer.unwrap_or_else(|rejection| self.render(rejection))
     }
 
     fn log_refused(&self, error: &StoreError) {
@@ -210,9 +210,9 @@ impl<S: Store> Exchange<S> {
             rejection = rejection.with_retry();
         }
         let response = if code == Code::AttemptLost {
-            self.shared.reject(&rejection)
+            self.reject(rejection)
         } else {
-            self.shared.renderer.render(&rejection)
+            self.render(rejection)
         };
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.map(|body| body.to_bytes());
