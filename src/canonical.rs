@@ -1,5 +1,4 @@
-//! One form for JSON documents that mean the same (RFC 8785), and none for those where it could
-//! make two meanings one.
+//! One form for bodies that mean the same, and none for those where it could make two meanings one.
 
 use std::fmt;
 
@@ -11,12 +10,91 @@ const EXACT_DIGITS: usize = 15;
 
 /// The canonical form, or `None` for what is not JSON, names a member twice, or holds a number that
 /// a double would round: those are compared byte for byte.
-pub(crate) fn json(body: &[u8]) -> Option<Vec<u8>> {
+///
+/// RFC 8785, after the members that the pointers name are taken out.
+pub(crate) fn json(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
     if has_long_number(body) {
         return None;
     }
-    let Unique(value) = serde_json::from_slice(body).ok()?;
+    let Unique(mut value) = serde_json::from_slice(body).ok()?;
+    for pointer in without {
+        remove(&mut value, pointer);
+    }
     serde_json_canonicalizer::to_vec(&value).ok()
+}
+
+/// RFC 6901: the last token names the member of what the others lead to.
+fn remove(value: &mut Value, pointer: &str) {
+    let Some((parent, name)) = pointer.rsplit_once('/') else {
+        return;
+    };
+    if let Some(Value::Object(object)) = value.pointer_mut(parent) {
+        object.remove(&name.replace("~1", "/").replace("~0", "~"));
+    }
+}
+
+/// The decoded pairs (WHATWG URL, section 5.1), each length-prefixed, sorted by name. Bytes that are
+/// not UTF-8 stay as they are: a decoder that replaces them makes different bytes one.
+pub(crate) fn form(body: &[u8]) -> Vec<u8> {
+    let pairs = body.split(|b| *b == b'&').filter(|pair| !pair.is_empty());
+    let mut pairs: Vec<_> = pairs
+        .map(|pair| {
+            let mut halves = pair.splitn(2, |b| *b == b'=');
+            let name = halves.next().unwrap_or_default();
+            (decoded(name), decoded(halves.next().unwrap_or_default()))
+        })
+        .collect();
+    pairs.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut form = Vec::with_capacity(body.len() + 16 * pairs.len());
+    for (name, value) in &pairs {
+        for part in [name, value] {
+            form.extend((part.len() as u64).to_be_bytes());
+            form.extend(part);
+        }
+    }
+    form
+}
+
+fn decoded(part: &[u8]) -> Vec<u8> {
+    let spaces: Vec<u8> = part
+        .iter()
+        .map(|b| if *b == b'+' { b' ' } else { *b })
+        .collect();
+    percent_encoding::percent_decode(&spaces).collect()
+}
+
+/// A digest of the parts in order: name, file name, content type and content. `None` for what cannot
+/// be read as its content type says.
+///
+/// Contents go through the digest as they are read, so memory does not grow with them.
+#[cfg(feature = "multipart")]
+pub(crate) fn multipart(content_type: &str, body: &[u8]) -> Option<Vec<u8>> {
+    use futures_util::FutureExt;
+
+    let boundary = multer::parse_boundary(content_type).ok()?;
+    let body = bytes::Bytes::copy_from_slice(body);
+    let body = futures_util::stream::once(async move { Ok::<_, std::convert::Infallible>(body) });
+    // The body is whole: nothing is ever waited for.
+    parts(multer::Multipart::new(body, boundary)).now_or_never()?
+}
+
+#[cfg(feature = "multipart")]
+async fn parts(mut multipart: multer::Multipart<'_>) -> Option<Vec<u8>> {
+    let mut digest = crate::digest::Fields::new("tower-idempotency multipart 1");
+    while let Some(mut field) = multipart.next_field().await.ok()? {
+        let content_type = field.content_type().map(ToString::to_string);
+        let heads = [field.name(), field.file_name(), content_type.as_deref()];
+        for head in heads {
+            digest.push(&[u8::from(head.is_some())]);
+            digest.push(head.unwrap_or_default().as_bytes());
+        }
+        let mut content = crate::digest::Fields::new("tower-idempotency part 1");
+        while let Some(chunk) = field.chunk().await.ok()? {
+            content.extend(&chunk);
+        }
+        digest.push(&content.finish());
+    }
+    Some(digest.finish().to_vec())
 }
 
 /// More significant digits in one number than a double keeps apart, or an exponent out of its
@@ -104,7 +182,65 @@ impl<'de> Visitor<'de> for UniqueVisitor {
 
 #[cfg(test)]
 mod tests {
-    use super::json;
+    use super::form;
+
+    fn json(body: &[u8]) -> Option<Vec<u8>> {
+        super::json(body, &[])
+    }
+
+    #[test]
+    fn members_that_are_left_out_do_not_matter_and_others_do() {
+        let without = [
+            "/sent_at".to_owned(),
+            "/a~1b/c~0d".to_owned(),
+            "/none/x".to_owned(),
+        ];
+        let form = |body: &str| super::json(body.as_bytes(), &without);
+        let base = form(r#"{"sent_at": 1, "a/b": {"c~d": 2, "e": 3}}"#);
+        assert_eq!(base, form(r#"{"a/b": {"e": 3}}"#));
+        assert_ne!(base, form(r#"{"a/b": {"e": 4}}"#));
+        assert_ne!(base, form(r#"{"a/b": {"e": 3}, "c~d": 2}"#));
+    }
+
+    #[test]
+    fn pairs_of_a_form_are_compared_decoded_and_sorted_by_name() {
+        assert_eq!(form(b"b=2&a=1+1"), form(b"a=1%201&b=%32"));
+        assert_eq!(form(b"a=1&&b="), form(b"a=1&b"));
+        assert_ne!(form(b"a=1&a=2"), form(b"a=2&a=1"));
+        assert_ne!(form(b"a=1&b=2"), form(b"a=12&b="));
+        assert_ne!(form(b"a=%ff"), form(b"a=%fe"));
+        assert_ne!(form(b"a=%26b=1"), form(b"a=&b=1"));
+    }
+
+    #[cfg(feature = "multipart")]
+    mod multipart {
+        fn form(boundary: &str, file: &str, name: &str) -> Option<Vec<u8>> {
+            let body = format!(
+                "--{boundary}\r\ncontent-disposition: form-data; name=\"note\"\r\n\r\nhello\r\n\
+                 --{boundary}\r\ncontent-disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
+                 content-type: text/plain\r\n\r\n{file}\r\n--{boundary}--\r\n"
+            );
+            let content_type = format!("multipart/form-data; boundary={boundary}");
+            super::super::multipart(&content_type, body.as_bytes())
+        }
+
+        #[test]
+        fn the_boundary_does_not_matter_and_every_part_does() {
+            let base = form("one", "bytes", "a.txt");
+            assert!(base.is_some());
+            assert_eq!(base, form("two", "bytes", "a.txt"));
+            assert_ne!(base, form("one", "other", "a.txt"));
+            assert_ne!(base, form("one", "bytes", "b.txt"));
+        }
+
+        #[test]
+        fn what_cannot_be_read_has_no_form() {
+            let cut = b"--x\r\ncontent-disposition: form-data; name=\"a\"\r\n\r\nhalf";
+            let read = |kind: &str, body: &[u8]| super::super::multipart(kind, body);
+            assert_eq!(read("multipart/form-data; boundary=x", cut), None);
+            assert_eq!(read("multipart/form-data", cut), None);
+        }
+    }
 
     #[test]
     fn order_white_space_and_spelling_of_numbers_do_not_matter() {

@@ -19,6 +19,12 @@ impl Fields {
         self
     }
 
+    /// Bytes of one last field, as they come.
+    #[cfg(feature = "multipart")]
+    pub(crate) fn extend(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
     pub(crate) fn finish(&self) -> [u8; 32] {
         self.0.clone().finalize().into()
     }

@@ -1,5 +1,9 @@
-use http::HeaderMap;
+use std::fmt;
+use std::sync::Arc;
+
+use http::Uri;
 use http::header::{CONTENT_TYPE, HeaderName};
+use http::request::Parts;
 
 use crate::canonical;
 use crate::digest::Fields;
@@ -10,7 +14,8 @@ const VERSION: u16 = 1;
 
 /// How requests are compared: what has to be equal for two requests to be one operation sent twice.
 ///
-/// Always part of it: method, concrete path, query, content type and body.
+/// Always part of it: method, concrete path, query, content type and body. Bodies are compared byte
+/// for byte, unless a form below applies to their content type.
 ///
 /// Changing it, or upgrading to a version of this crate that computes it differently, breaks no
 /// retry: every record also keeps the digest of the raw request, which decides when the settings differ.
@@ -18,21 +23,23 @@ const VERSION: u16 = 1;
 /// ```
 /// use tower_idempotency::{Fingerprinter, Policy};
 ///
-/// let policy = Policy::high()
-///     .with_fingerprint(Fingerprinter::canonical_json().with_header("x-api-version")?);
+/// let policy = Policy::high().with_fingerprint(
+///     Fingerprinter::canonical_json()
+///         .with_sorted_form()
+///         .without_member("/client/sent_at")?
+///         .with_header("x-api-version")?,
+/// );
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Fingerprinter {
-    body: BodyForm,
+    json: bool,
+    form: bool,
+    #[cfg(feature = "multipart")]
+    multipart: bool,
+    without: Vec<String>,
+    custom: Option<Custom>,
     headers: Vec<HeaderName>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum BodyForm {
-    #[default]
-    Raw,
-    Json,
 }
 
 impl Fingerprinter {
@@ -50,9 +57,69 @@ impl Fingerprinter {
     #[must_use]
     pub fn canonical_json() -> Self {
         Self {
-            body: BodyForm::Json,
-            headers: Vec::new(),
+            json: true,
+            ..Self::default()
         }
+    }
+
+    /// Compares bodies by what a closure makes of the request; `None` is compared byte for byte.
+    ///
+    /// `name` stands for the closure in records: give it another name when it changes.
+    ///
+    /// ```
+    /// # use tower_idempotency::Fingerprinter;
+    /// let upper = Fingerprinter::from_fn("upper-case 1", |_parts, body| {
+    ///     Some(body.to_ascii_uppercase())
+    /// });
+    /// ```
+    #[must_use]
+    pub fn from_fn(
+        name: &'static str,
+        form: impl Fn(&Parts, &[u8]) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            custom: Some(Custom {
+                name,
+                form: Arc::new(form),
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// Compares `application/x-www-form-urlencoded` bodies by their decoded pairs, sorted by name.
+    /// Pairs of one name keep their order, which may mean something.
+    #[must_use]
+    pub fn with_sorted_form(mut self) -> Self {
+        self.form = true;
+        self
+    }
+
+    /// Compares `multipart/form-data` bodies by their parts, in order: name, file name, content type
+    /// and content. The boundary, which clients make anew for each try, does not matter. A body that
+    /// cannot be read as its content type says is compared byte for byte.
+    #[cfg(feature = "multipart")]
+    #[must_use]
+    pub fn with_multipart(mut self) -> Self {
+        self.multipart = true;
+        self
+    }
+
+    /// Leaves a member of JSON bodies out of the comparison, named by its pointer
+    /// ([RFC 6901](https://www.rfc-editor.org/rfc/rfc6901)): a time of sending, a trace id. Compares
+    /// the rest as [`canonical_json`](Self::canonical_json) does.
+    ///
+    /// # Errors
+    ///
+    /// `fingerprint` when the pointer does not begin with `/`.
+    pub fn without_member(mut self, pointer: &str) -> Result<Self, ConfigError> {
+        if !pointer.starts_with('/') {
+            let reason = "has a pointer that does not begin with `/`";
+            return Err(ConfigError::new("fingerprint", reason));
+        }
+        self.json = true;
+        self.without.push(pointer.to_owned());
+        self.without.sort();
+        Ok(self)
     }
 
     /// Makes a request header part of the comparison. None is by default.
@@ -82,40 +149,58 @@ impl Fingerprinter {
     /// Identifies these settings in a record.
     fn config(&self) -> u64 {
         let mut fields = Fields::new("tower-idempotency fingerprint settings 1");
-        fields.push(match self.body {
-            BodyForm::Raw => b"raw",
-            BodyForm::Json => b"json".as_slice(),
-        });
+        let kinds = [
+            (*self == Self::raw(), "raw"),
+            (self.json, "json"),
+            (self.form, "form"),
+            #[cfg(feature = "multipart")]
+            (self.multipart, "multipart"),
+        ];
+        for (_, kind) in kinds.iter().filter(|(on, _)| *on) {
+            fields.push(kind.as_bytes());
+        }
+        for pointer in &self.without {
+            fields.push(b"without").push(pointer.as_bytes());
+        }
+        if let Some(custom) = &self.custom {
+            fields.push(b"custom").push(custom.name.as_bytes());
+        }
         for name in &self.headers {
-            fields.push(name.as_str().as_bytes());
+            fields.push(b"header").push(name.as_str().as_bytes());
         }
         let digest = fields.finish();
         u64::from_be_bytes(std::array::from_fn(|i| digest[i]))
     }
 
-    pub(crate) fn fingerprint(&self, request: &RequestView<'_>) -> Fingerprint {
-        let raw = request.fields(request.body).finish();
+    /// `path` and `query` are those the client sent: a nested router strips its prefix from `parts`.
+    pub(crate) fn fingerprint(&self, parts: &Parts, uri: &Uri, body: &[u8]) -> Fingerprint {
+        let request = RequestView { parts, uri };
+        let raw = request.fields(body).finish();
         Fingerprint {
             version: VERSION,
             config: self.config(),
             digest: if *self == Self::raw() {
                 raw
             } else {
-                self.digest(request)
+                self.digest(&request, body)
             },
             raw,
         }
     }
 
-    fn digest(&self, request: &RequestView<'_>) -> [u8; 32] {
-        let canonical = match self.body {
-            BodyForm::Json if request.is_json() => canonical::json(request.body),
-            BodyForm::Json | BodyForm::Raw => None,
+    fn digest(&self, request: &RequestView<'_>, body: &[u8]) -> [u8; 32] {
+        let mut fields = match self.canonical(request, body) {
+            // The boundary is a parameter of the content type, and a charset changes nothing here.
+            Some((kind, form)) => {
+                let essence = request.essence();
+                let mut fields = request.fields_as(essence.as_bytes(), &form);
+                fields.push(kind.as_bytes());
+                fields
+            }
+            None => request.fields(body),
         };
-        let mut fields = request.fields(canonical.as_deref().unwrap_or(request.body));
-        fields.push(&[u8::from(canonical.is_some())]);
         for name in &self.headers {
-            let values = request.headers.get_all(name);
+            let values = request.parts.headers.get_all(name);
             fields.push(name.as_str().as_bytes());
             fields.push(&values.iter().count().to_be_bytes());
             for value in values {
@@ -124,38 +209,83 @@ impl Fingerprinter {
         }
         fields.finish()
     }
+
+    /// One form for bodies that mean the same, and its name.
+    fn canonical(&self, request: &RequestView<'_>, body: &[u8]) -> Option<(&'static str, Vec<u8>)> {
+        if let Some(custom) = &self.custom {
+            return Some(("custom", (custom.form)(request.parts, body)?));
+        }
+        let kind = request.essence();
+        match kind.as_str() {
+            "application/x-www-form-urlencoded" if self.form => {
+                Some(("form", canonical::form(body)))
+            }
+            #[cfg(feature = "multipart")]
+            "multipart/form-data" if self.multipart => {
+                let content_type = std::str::from_utf8(request.content_type()).ok()?;
+                Some(("multipart", canonical::multipart(content_type, body)?))
+            }
+            kind if self.json && (kind == "application/json" || kind.ends_with("+json")) => {
+                Some(("json", canonical::json(body, &self.without)?))
+            }
+            _ => None,
+        }
+    }
 }
 
-/// The parts of a request that a fingerprint is taken of.
-pub(crate) struct RequestView<'a> {
-    pub(crate) method: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) query: Option<&'a str>,
-    pub(crate) headers: &'a HeaderMap,
-    pub(crate) body: &'a [u8],
+type Form = dyn Fn(&Parts, &[u8]) -> Option<Vec<u8>> + Send + Sync;
+
+/// A closure, equal to its clones.
+#[derive(Clone)]
+struct Custom {
+    name: &'static str,
+    form: Arc<Form>,
+}
+
+impl PartialEq for Custom {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.form, &other.form)
+    }
+}
+
+impl fmt::Debug for Custom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Custom").field(&self.name).finish()
+    }
+}
+
+/// The head of a request, with the URI that the client sent.
+struct RequestView<'a> {
+    parts: &'a Parts,
+    uri: &'a Uri,
 }
 
 impl RequestView<'_> {
     fn content_type(&self) -> &[u8] {
-        self.headers
-            .get(CONTENT_TYPE)
-            .map_or(b"", |value| value.as_bytes())
+        let value = self.parts.headers.get(CONTENT_TYPE);
+        value.map_or(b"", |value| value.as_bytes())
     }
 
-    fn is_json(&self) -> bool {
+    /// The media type without parameters.
+    fn essence(&self) -> String {
         let value = String::from_utf8_lossy(self.content_type()).to_ascii_lowercase();
-        let essence = value.split(';').next().unwrap_or_default().trim();
-        essence == "application/json" || essence.ends_with("+json")
+        let essence = value.split(';').next().unwrap_or_default();
+        essence.trim().to_owned()
     }
 
     fn fields(&self, body: &[u8]) -> Fields {
+        self.fields_as(self.content_type(), body)
+    }
+
+    fn fields_as(&self, content_type: &[u8], body: &[u8]) -> Fields {
+        let query = self.uri.query();
         let mut fields = Fields::new("tower-idempotency fingerprint 1");
         fields
-            .push(self.method.as_bytes())
-            .push(self.path.as_bytes())
-            .push(&[u8::from(self.query.is_some())])
-            .push(self.query.unwrap_or_default().as_bytes())
-            .push(self.content_type())
+            .push(self.parts.method.as_str().as_bytes())
+            .push(self.uri.path().as_bytes())
+            .push(&[u8::from(query.is_some())])
+            .push(query.unwrap_or_default().as_bytes())
+            .push(content_type)
             .push(body);
         fields
     }
@@ -245,40 +375,38 @@ impl Fingerprint {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()))
-            .collect()
-    }
+    type Headers = [(&'static str, &'static str)];
+
+    const JSON: &Headers = &[("content-type", "application/json")];
 
     fn taken(
         by: &Fingerprinter,
         path: &str,
         query: Option<&str>,
-        headers: &HeaderMap,
+        headers: &Headers,
         body: &str,
     ) -> Fingerprint {
-        by.fingerprint(&RequestView {
-            method: "POST",
-            path,
-            query,
-            headers,
-            body: body.as_bytes(),
-        })
+        let mut request = http::Request::post("/stripped");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        let uri: Uri = format!("{path}{query}").parse().unwrap();
+        by.fingerprint(&parts, &uri, body.as_bytes())
     }
 
     #[test]
     fn path_query_content_type_and_body_are_part_of_it() {
-        let json = headers(&[("content-type", "application/json")]);
+        let json = JSON;
         let raw = Fingerprinter::raw();
-        let base = taken(&raw, "/p/1", Some("a=1"), &json, "{}");
+        let base = taken(&raw, "/p/1", Some("a=1"), json, "{}");
         for other in [
-            taken(&raw, "/p/2", Some("a=1"), &json, "{}"),
-            taken(&raw, "/p/1", Some("a=2"), &json, "{}"),
-            taken(&raw, "/p/1", None, &json, "{}"),
-            taken(&raw, "/p/1", Some("a=1"), &headers(&[]), "{}"),
-            taken(&raw, "/p/1", Some("a=1"), &json, "{ }"),
+            taken(&raw, "/p/2", Some("a=1"), json, "{}"),
+            taken(&raw, "/p/1", Some("a=2"), json, "{}"),
+            taken(&raw, "/p/1", None, json, "{}"),
+            taken(&raw, "/p/1", Some("a=1"), &[], "{}"),
+            taken(&raw, "/p/1", Some("a=1"), json, "{ }"),
         ] {
             assert!(!base.matches(&other));
         }
@@ -287,28 +415,16 @@ mod tests {
     #[test]
     fn an_empty_query_differs_from_none() {
         let raw = Fingerprinter::raw();
-        let none = taken(&raw, "/", None, &headers(&[]), "");
-        assert!(!none.matches(&taken(&raw, "/", Some(""), &headers(&[]), "")));
+        let none = taken(&raw, "/", None, &[], "");
+        assert!(!none.matches(&taken(&raw, "/", Some(""), &[], "")));
     }
 
     #[test]
     fn chosen_headers_count_and_others_do_not() {
         let by = Fingerprinter::raw().with_header("x-version").unwrap();
-        let one = taken(
-            &by,
-            "/",
-            None,
-            &headers(&[("x-version", "1"), ("x-y", "1")]),
-            "",
-        );
-        let two = taken(
-            &by,
-            "/",
-            None,
-            &headers(&[("x-version", "1"), ("x-y", "2")]),
-            "",
-        );
-        let three = taken(&by, "/", None, &headers(&[("x-version", "2")]), "");
+        let one = taken(&by, "/", None, &[("x-version", "1"), ("x-y", "1")], "");
+        let two = taken(&by, "/", None, &[("x-version", "1"), ("x-y", "2")], "");
+        let three = taken(&by, "/", None, &[("x-version", "2")], "");
         assert!(one.matches(&two));
         assert!(!one.matches(&three));
     }
@@ -322,29 +438,29 @@ mod tests {
             ("application/merge-patch+json", true),
             ("text/plain", false),
         ] {
-            let headers = headers(&[("content-type", kind)]);
-            let one = taken(&by, "/", None, &headers, r#"{"a":1.0,"b":2}"#);
-            let two = taken(&by, "/", None, &headers, r#"{ "b": 2, "a": 1 }"#);
+            let headers = &[("content-type", kind)];
+            let one = taken(&by, "/", None, headers, r#"{"a":1.0,"b":2}"#);
+            let two = taken(&by, "/", None, headers, r#"{ "b": 2, "a": 1 }"#);
             assert_eq!(one.matches(&two), equal, "{kind}");
         }
     }
 
     #[test]
     fn under_other_settings_the_raw_digest_decides() {
-        let json = headers(&[("content-type", "application/json")]);
-        let before = taken(&Fingerprinter::raw(), "/", None, &json, r#"{"a":1}"#);
+        let json = JSON;
+        let before = taken(&Fingerprinter::raw(), "/", None, json, r#"{"a":1}"#);
         let same = taken(
             &Fingerprinter::canonical_json(),
             "/",
             None,
-            &json,
+            json,
             r#"{"a":1}"#,
         );
         let other = taken(
             &Fingerprinter::canonical_json(),
             "/",
             None,
-            &json,
+            json,
             r#"{"a":2}"#,
         );
         assert!(same.matches(&before));
@@ -353,9 +469,9 @@ mod tests {
 
     #[test]
     fn bytes_round_trip_and_cut_bytes_are_refused() {
-        let json = headers(&[("content-type", "application/json")]);
+        let json = JSON;
         for by in [Fingerprinter::raw(), Fingerprinter::canonical_json()] {
-            let taken = taken(&by, "/", None, &json, r#"{"a": 1}"#);
+            let taken = taken(&by, "/", None, json, r#"{"a": 1}"#);
             let bytes = taken.to_bytes();
             assert_eq!(Fingerprint::from_bytes(&bytes), Some(taken));
             assert_eq!(Fingerprint::from_bytes(&bytes[..bytes.len() - 1]), None);
@@ -364,7 +480,7 @@ mod tests {
 
     #[test]
     fn the_digest_of_version_1_never_changes() {
-        let taken = taken(&Fingerprinter::raw(), "/orders", None, &headers(&[]), "{}");
+        let taken = taken(&Fingerprinter::raw(), "/orders", None, &[], "{}");
         assert_eq!(
             hex::encode(taken.to_bytes()),
             "0001f480fc9f7ff6b7d798b347c37ff5502cd2c8ae\

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use crate::body::{self, Whole};
-use crate::fingerprint::{Fingerprint, RequestView};
+use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::layer::Shared;
 use crate::operation::original_uri;
@@ -105,13 +105,7 @@ impl<S: Store> Call<S> {
         let patience = shared.request_timeout;
         let body = body::read_request(body, policy.request_limit, patience).await?;
         let uri = original_uri(parts);
-        let fingerprint = policy.fingerprint.fingerprint(&RequestView {
-            method: parts.method.as_str(),
-            path: uri.path(),
-            query: uri.query(),
-            headers: &parts.headers,
-            body: &body.bytes,
-        });
+        let fingerprint = policy.fingerprint.fingerprint(parts, uri, &body.bytes);
         let operation = policy.operation.clone().unwrap_or(self.operation);
         let identity = Identity::new(scope, operation, self.key);
         let exchange = Exchange {
