@@ -23,6 +23,19 @@ pub(crate) fn json(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
     serde_json_canonicalizer::to_vec(&value).ok()
 }
 
+/// The canonical forms of members that are there and not null.
+pub(crate) fn members(body: &[u8], pointers: &[String]) -> Option<Vec<Vec<u8>>> {
+    if has_long_number(body) {
+        return None;
+    }
+    let Unique(value) = serde_json::from_slice(body).ok()?;
+    let members = pointers.iter().map(|pointer| {
+        let member = value.pointer(pointer).filter(|member| !member.is_null())?;
+        serde_json_canonicalizer::to_vec(member).ok()
+    });
+    members.collect()
+}
+
 /// RFC 6901: the last token names the member of what the others lead to.
 fn remove(value: &mut Value, pointer: &str) {
     let Some((parent, name)) = pointer.rsplit_once('/') else {

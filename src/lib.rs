@@ -77,6 +77,7 @@ mod backoff;
 mod body;
 mod breaker;
 mod canonical;
+mod derived;
 mod detached;
 mod digest;
 mod envelope;
@@ -101,6 +102,7 @@ mod stats;
 pub mod store;
 mod sweep;
 
+pub use derived::DerivedKey;
 pub use detached::Detached;
 pub use envelope::{Envelope, EnvelopeError};
 pub use error::ConfigError;

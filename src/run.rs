@@ -26,12 +26,12 @@ use crate::store::Store;
 
 use claim::Entry;
 
-/// A request that is covered, and carries a key.
+/// A request that is covered, and carries a key or may tell one.
 pub(crate) struct Call<S> {
     pub(crate) shared: Arc<Shared<S>>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) operation: String,
-    pub(crate) key: String,
+    pub(crate) key: Option<String>,
 }
 
 /// One operation on its way through the layer.
@@ -48,7 +48,7 @@ struct Exchange<S> {
 /// dropping this future only means that nobody waits for the answer.
 pub(crate) async fn run<I, S, ReqBody, ResBody>(
     call: Call<S>,
-    inner: I,
+    mut inner: I,
     parts: Parts,
     body: ReqBody,
 ) -> Result<Response<Body>, I::Error>
@@ -68,7 +68,12 @@ where
         return rejected(Rejection::new(Code::Overloaded));
     }
     let (exchange, body) = match call.open(&parts, body).await {
-        Ok(opened) => opened,
+        Ok((Some(exchange), body)) => (exchange, body),
+        Ok((None, body)) => {
+            let request = Request::from_parts(parts, body.into_body());
+            let response = inner.call(request).await?;
+            return Ok(response.map(Body::new));
+        }
         Err(rejection) => return rejected(rejection),
     };
     let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
@@ -91,30 +96,47 @@ where
 }
 
 impl<S: Store> Call<S> {
-    /// All that can be said before the store is asked.
-    async fn open<B>(self, parts: &Parts, body: B) -> Result<(Exchange<S>, Whole), Rejection>
+    /// All that can be said before the store is asked. `None` for a request that tells no key where
+    /// none is required.
+    async fn open<B>(
+        self,
+        parts: &Parts,
+        body: B,
+    ) -> Result<(Option<Exchange<S>>, Whole), Rejection>
     where
         B: HttpBody<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (shared, policy) = (self.shared, self.policy);
         let scope = policy.scope.as_ref().unwrap_or(&shared.scope);
-        let scope = scope
-            .resolve(parts)
-            .ok_or_else(|| Rejection::new(Code::ScopeMissing))?;
+        let scope = scope.resolve(parts);
+        let missing = || Rejection::new(Code::ScopeMissing);
+        if self.key.is_some() && scope.is_none() {
+            return Err(missing());
+        }
         let patience = shared.request_timeout;
         let body = body::read_request(body, policy.request_limit, patience).await?;
+        let key = match &policy.derived_key {
+            Some(derived) => derived.key(parts, &body.bytes, self.key.as_deref()),
+            None => self.key,
+        };
+        let Some(key) = key else {
+            return match policy.key.required {
+                true => Err(Rejection::new(Code::KeyMissing)),
+                false => Ok((None, body)),
+            };
+        };
         let uri = original_uri(parts);
         let fingerprint = policy.fingerprint.fingerprint(parts, uri, &body.bytes);
         let operation = policy.operation.clone().unwrap_or(self.operation);
-        let identity = Identity::new(scope, operation, self.key);
+        let identity = Identity::new(scope.ok_or_else(missing)?, operation, key);
         let exchange = Exchange {
             shared,
             policy,
             identity,
             fingerprint,
         };
-        Ok((exchange, body))
+        Ok((Some(exchange), body))
     }
 }
 

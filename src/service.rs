@@ -77,7 +77,7 @@ enum Decision {
     Run {
         policy: Arc<Policy>,
         operation: String,
-        key: String,
+        key: Option<String>,
     },
 }
 
@@ -150,9 +150,13 @@ impl<S: Store> Shared<S> {
         if !policy.covers(&parts.method) {
             return Decision::PassThrough;
         }
+        let is_derived = policy.derived_key.is_some();
         match policy.key.read(&parts.headers) {
+            Ok(None) | Err(KeyError::Missing) if is_derived => {
+                self.decide_nested(parts, policy, operation, None)
+            }
             Ok(None) => Decision::PassThrough,
-            Ok(Some(key)) => self.decide_nested(parts, policy, operation, key),
+            Ok(key) => self.decide_nested(parts, policy, operation, key),
             Err(KeyError::Missing) => Decision::Reject(policy, Rejection::new(Code::KeyMissing)),
             Err(KeyError::Invalid(why)) => {
                 Decision::Reject(policy, Rejection::new(Code::KeyInvalid).with_detail(why))
@@ -166,7 +170,7 @@ impl<S: Store> Shared<S> {
         parts: &Parts,
         policy: Arc<Policy>,
         operation: String,
-        key: String,
+        key: Option<String>,
     ) -> Decision {
         match parts.extensions.get::<Covered>() {
             None => Decision::Run {

@@ -25,7 +25,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_idempotency::{
-    Code, Detached, Duplicates, IdempotencyContext, IdempotencyLayer, MemoryStore, Policy, Scope,
+    Code, DerivedKey, Detached, Duplicates, Fingerprinter, IdempotencyContext, IdempotencyLayer,
+    MemoryStore, Policy, Profile, Scope,
 };
 
 #[path = "cases/site.rs"]
@@ -480,4 +481,150 @@ async fn a_get_passes_through_a_layer_that_waits_for_duplicates() {
     let site = Site::start(router).await;
     let answer = site.send(Sent::new(Method::GET, "/orders").key("a")).await;
     assert_eq!(answer.body, "list");
+}
+
+fn deriving(policy: Policy) -> IdempotencyLayer<MemoryStore> {
+    let members = DerivedKey::json_members(["/merchant", "/order"]).unwrap();
+    layer()
+        .with_policy(policy.with_derived_key(members))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_key_derived_from_the_payload_needs_none_of_the_client() {
+    let runs = Runs::free();
+    let site = Site::orders(&deriving(Policy::high()), runs.handler()).await;
+    let sent = |body: &'static str| Sent::post("/orders").body(body);
+    let first = site.send(sent(r#"{"merchant":"m","order":1}"#)).await;
+    first.assert_run(1);
+    let again = site.send(sent(r#"{"merchant":"m","order":1}"#)).await;
+    again.assert_replay_of(&first);
+    let changed = sent(r#"{"merchant":"m","order":1,"amount":9}"#);
+    site.send(changed).await.assert_problem(409, "key-reused");
+    site.send(sent(r#"{"merchant":"m","order":2}"#))
+        .await
+        .assert_run(2);
+    site.send(sent(r#"{"order":2}"#))
+        .await
+        .assert_problem(400, "key-missing");
+}
+
+#[tokio::test]
+async fn a_key_of_the_client_beside_a_derived_one_tells_operations_apart() {
+    let runs = Runs::free();
+    let site = Site::orders(&deriving(Policy::high()), runs.handler()).await;
+    let sent = || Sent::post("/orders").body(r#"{"merchant":"m","order":1}"#);
+    site.send(sent()).await.assert_run(1);
+    let first = site.send(sent().key("a")).await;
+    first.assert_run(2);
+    site.send(sent().key("b")).await.assert_run(3);
+    site.send(sent().key("a")).await.assert_replay_of(&first);
+}
+
+#[tokio::test]
+async fn a_request_that_tells_no_key_passes_through_where_none_is_required() {
+    let runs = Runs::free();
+    let site = Site::orders(&deriving(Policy::medium()), runs.handler()).await;
+    for run in 1..=2 {
+        let sent = Sent::post("/orders").body(r#"{"merchant":"m"}"#);
+        site.send(sent.without("x-tenant")).await.assert_run(run);
+    }
+    let keyed = Sent::post("/orders").body(r#"{"merchant":"m","order":1}"#);
+    let nobody = site.send(keyed.without("x-tenant")).await;
+    nobody.assert_problem(403, "scope-missing");
+}
+
+#[tokio::test]
+async fn the_ietf_profile_speaks_the_draft_over_a_socket() {
+    let profile = Profile::ietf("https://docs.example.com/keys").unwrap();
+    let drafted = layer()
+        .with_policy(Policy::high().with_profile(profile))
+        .unwrap();
+    let runs = Runs::gated();
+    let site = Site::orders(&drafted, runs.handler()).await;
+    let missing = site.send(Sent::post("/orders")).await;
+    missing.assert_problem(400, "key-missing");
+    let link = "<https://docs.example.com/keys>; rel=\"describedby\"";
+    assert_eq!(missing.headers["link"], link);
+    // K4: a bare key is no structured-field string.
+    site.order("bare").await.assert_problem(400, "key-invalid");
+    let test = async {
+        runs.entered().await;
+        site.order("\"a\"")
+            .await
+            .assert_problem(409, "request-in-progress");
+        runs.let_go();
+    };
+    let (first, ()) = tokio::join!(site.order("\"a\""), test);
+    first.assert_run(1);
+    site.order("\"a\"").await.assert_replay_of(&first);
+    let other = site.send(Sent::order("\"a\"").body("{}")).await;
+    other.assert_problem(422, "key-reused");
+}
+
+#[tokio::test]
+async fn f7_a_multipart_body_is_compared_by_its_parts() {
+    let by_parts = Policy::high().with_fingerprint(Fingerprinter::raw().with_multipart());
+    let site = Site::orders(
+        &layer().with_policy(by_parts).unwrap(),
+        Runs::free().handler(),
+    )
+    .await;
+    let sent = |boundary: &str, content: &str| {
+        let body = format!(
+            "--{boundary}\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n\
+             {content}\r\n--{boundary}--\r\n"
+        );
+        let kind = format!("multipart/form-data; boundary={boundary}");
+        let request = Sent::order("a").without("content-type");
+        request.header("content-type", &kind).body(body)
+    };
+    let first = site.send(sent("one", "bytes")).await;
+    first.assert_run(1);
+    site.send(sent("two", "bytes"))
+        .await
+        .assert_replay_of(&first);
+    site.send(sent("one", "other"))
+        .await
+        .assert_problem(409, "key-reused");
+}
+
+#[tokio::test]
+async fn f8_a_member_that_is_left_out_may_change() {
+    let without = Fingerprinter::raw().without_member("/sent_at").unwrap();
+    let policy = Policy::high().with_fingerprint(without);
+    let site = Site::orders(
+        &layer().with_policy(policy).unwrap(),
+        Runs::free().handler(),
+    )
+    .await;
+    let sent = |body: &'static str| Sent::order("a").body(body);
+    let first = site.send(sent(r#"{"item":"tea","sent_at":1}"#)).await;
+    first.assert_run(1);
+    let again = site.send(sent(r#"{"item":"tea","sent_at":2}"#)).await;
+    again.assert_replay_of(&first);
+    let other = sent(r#"{"item":"mate","sent_at":1}"#);
+    site.send(other).await.assert_problem(409, "key-reused");
+}
+
+#[tokio::test]
+async fn f6_a_form_is_compared_decoded_and_sorted_by_name() {
+    let sorted = Policy::high().with_fingerprint(Fingerprinter::raw().with_sorted_form());
+    let site = Site::orders(
+        &layer().with_policy(sorted).unwrap(),
+        Runs::free().handler(),
+    )
+    .await;
+    let sent = |body: &'static str| {
+        let request = Sent::order("a").without("content-type");
+        let kind = "application/x-www-form-urlencoded";
+        request.header("content-type", kind).body(body)
+    };
+    let first = site.send(sent("item=green+tea&quantity=1")).await;
+    first.assert_run(1);
+    let again = site.send(sent("quantity=%31&item=green%20tea")).await;
+    again.assert_replay_of(&first);
+    site.send(sent("item=green+tea&quantity=2"))
+        .await
+        .assert_problem(409, "key-reused");
 }

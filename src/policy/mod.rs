@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::Method;
 use http::header::HeaderName;
 
+use crate::derived::DerivedKey;
 use crate::error::ConfigError;
 use crate::fingerprint::Fingerprinter;
 use crate::key::{KeyFormat, KeyRules};
@@ -43,6 +44,7 @@ pub struct Policy {
     pub(crate) scope: Option<Scope>,
     pub(crate) methods: Vec<Method>,
     pub(crate) key: KeyRules,
+    pub(crate) derived_key: Option<DerivedKey>,
     pub(crate) fingerprint: Fingerprinter,
     pub(crate) duplicates: Duplicates,
     pub(crate) store_down: StoreDown,
@@ -104,6 +106,7 @@ impl Policy {
                 min: 1,
                 max: 255,
             },
+            derived_key: None,
             fingerprint: Fingerprinter::raw(),
             duplicates: Duplicates::Reject,
             store_down: risk.store_down(),
@@ -235,6 +238,13 @@ impl Policy {
     #[must_use]
     pub fn with_required_key(mut self, required: bool) -> Self {
         self.key.required = required;
+        self
+    }
+
+    /// Makes a key of the request itself, which then needs none of its client. Default: none.
+    #[must_use]
+    pub fn with_derived_key(mut self, key: DerivedKey) -> Self {
+        self.derived_key = Some(key);
         self
     }
 
