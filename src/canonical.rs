@@ -76,8 +76,8 @@ fn decoded(part: &[u8]) -> Vec<u8> {
     percent_encoding::percent_decode(&spaces).collect()
 }
 
-/// A digest of the parts in order: name, file name, content type and content. `None` for what cannot
-/// be read as its content type says.
+/// A digest of the parts in order: their headers, sorted by name, and contents. `None` for what
+/// cannot be read as its content type says.
 ///
 /// Contents go through the digest as they are read, so memory does not grow with them.
 #[cfg(feature = "multipart")]
@@ -95,11 +95,12 @@ pub(crate) fn multipart(content_type: &str, body: &[u8]) -> Option<Vec<u8>> {
 async fn parts(mut multipart: multer::Multipart<'_>) -> Option<Vec<u8>> {
     let mut digest = crate::digest::Fields::new("tower-idempotency multipart 1");
     while let Some(mut field) = multipart.next_field().await.ok()? {
-        let content_type = field.content_type().map(ToString::to_string);
-        let heads = [field.name(), field.file_name(), content_type.as_deref()];
-        for head in heads {
-            digest.push(&[u8::from(head.is_some())]);
-            digest.push(head.unwrap_or_default().as_bytes());
+        // As they stand: what this parser makes nothing of, the handler's may.
+        let mut headers: Vec<_> = field.headers().iter().collect();
+        headers.sort_by_key(|(name, _)| name.as_str());
+        digest.push(&headers.len().to_be_bytes());
+        for (name, value) in headers {
+            digest.push(name.as_str().as_bytes()).push(value.as_bytes());
         }
         let mut content = crate::digest::Fields::new("tower-idempotency part 1");
         while let Some(chunk) = field.chunk().await.ok()? {
@@ -192,6 +193,10 @@ impl<'de> Visitor<'de> for UniqueVisitor {
         Ok(Value::Object(object))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod properties;
 
 #[cfg(test)]
 mod tests {

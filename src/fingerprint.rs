@@ -94,8 +94,8 @@ impl Fingerprinter {
         self
     }
 
-    /// Compares `multipart/form-data` bodies by their parts, in order: name, file name, content type
-    /// and content. The boundary, which clients make anew for each try, does not matter. A body that
+    /// Compares `multipart/form-data` bodies by their parts, in order: headers, sorted by name, and
+    /// content. The boundary, which clients make anew for each try, does not matter. A body that
     /// cannot be read as its content type says is compared byte for byte.
     #[cfg(feature = "multipart")]
     #[must_use]
@@ -190,10 +190,9 @@ impl Fingerprinter {
 
     fn digest(&self, request: &RequestView<'_>, body: &[u8]) -> [u8; 32] {
         let mut fields = match self.canonical(request, body) {
-            // The boundary is a parameter of the content type, and a charset changes nothing here.
             Some((kind, form)) => {
-                let essence = request.essence();
-                let mut fields = request.fields_as(essence.as_bytes(), &form);
+                let content_type = request.without_spelling();
+                let mut fields = request.fields_as(content_type.as_bytes(), &form);
                 fields.push(kind.as_bytes());
                 fields
             }
@@ -212,6 +211,8 @@ impl Fingerprinter {
 
     /// One form for bodies that mean the same, and its name.
     fn canonical(&self, request: &RequestView<'_>, body: &[u8]) -> Option<(&'static str, Vec<u8>)> {
+        // What is not text cannot be told apart as text.
+        std::str::from_utf8(request.content_type()).ok()?;
         if let Some(custom) = &self.custom {
             return Some(("custom", (custom.form)(request.parts, body)?));
         }
@@ -271,6 +272,24 @@ impl RequestView<'_> {
         let value = String::from_utf8_lossy(self.content_type()).to_ascii_lowercase();
         let essence = value.split(';').next().unwrap_or_default();
         essence.trim().to_owned()
+    }
+
+    /// The media type with the parameters that may mean something: not the boundary, which only
+    /// spells the body, nor the charset that bodies have anyway.
+    fn without_spelling(&self) -> String {
+        let value = String::from_utf8_lossy(self.content_type());
+        let essence = self.essence();
+        let is_multipart = essence.starts_with("multipart/");
+        let spells = |parameter: &str| match parameter {
+            "" | "charset=utf-8" | "charset=\"utf-8\"" => true,
+            parameter => is_multipart && parameter.starts_with("boundary="),
+        };
+        let parameters = value.split(';').skip(1).map(str::trim);
+        let meant = parameters.filter(|parameter| !spells(&parameter.to_ascii_lowercase()));
+        std::iter::once(essence.as_str())
+            .chain(meant)
+            .collect::<Vec<_>>()
+            .join(";")
     }
 
     fn fields(&self, body: &[u8]) -> Fields {
