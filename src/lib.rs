@@ -68,6 +68,7 @@
 //!
 //! - [`IdempotencyLayer`]: what can be set for all routes; [`Policy`] and [`Risk`]: for one.
 //! - [`Outcome`] and [`IdempotencyContext`]: what a handler can say, and ask.
+//! - [`keys`]: who makes them, of what, and for how long they are kept.
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
 //! - The README: running it, from the first request to the pager. `examples/quickstart.rs`: a whole
@@ -88,6 +89,7 @@ mod future;
 mod headers;
 mod identity;
 mod key;
+pub mod keys;
 mod layer;
 mod operation;
 mod outcome;
