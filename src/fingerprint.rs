@@ -201,7 +201,7 @@ impl Fingerprinter {
         for name in &self.headers {
             let values = request.parts.headers.get_all(name);
             fields.push(name.as_str().as_bytes());
-            fields.push(&values.iter().count().to_be_bytes());
+            fields.push(&(values.iter().count() as u64).to_be_bytes());
             for value in values {
                 fields.push(value.as_bytes());
             }

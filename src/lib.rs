@@ -60,6 +60,7 @@
 //! | `axum` | yes | Operations are named by axum's route templates, and nested routers are told apart. |
 //! | `postgres` | yes | `PgStore`: the store of record, shared by every process of a service. |
 //! | `sqlite` | no | `SqliteStore`: one file, one host, nothing to install. |
+//! | `multipart` | no | `multipart/form-data` bodies are compared by their parts. |
 //! | `conformance` | no | The rules of a store as tests, for stores of your own. |
 //!
 //! [`MemoryStore`], for tests, is always there.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tower_service::Service;
 
 use crate::body::{self, Whole};
@@ -85,8 +85,12 @@ where
     let request = Request::from_parts(parts, body.into_body());
     let (sender, answer) = oneshot::channel();
     shared.spawn(async move {
-        exchange.drive(inner, request, Reply(Some(sender))).await;
-        drop((permit, entered));
+        let reply = Reply {
+            client: Some(sender),
+            permit: Some(permit),
+        };
+        exchange.drive(inner, request, reply).await;
+        drop(entered);
     });
     match answer.await {
         Ok(answer) => answer,
@@ -171,21 +175,31 @@ impl<S: Store> Exchange<S> {
     }
 }
 
-/// The client's end of an operation; it may be gone.
-struct Reply<E>(Option<oneshot::Sender<Result<Response<Body>, E>>>);
+/// The client's end of an operation, which may be gone, and its place among those that run.
+struct Reply<E> {
+    client: Option<oneshot::Sender<Result<Response<Body>, E>>>,
+    permit: Option<OwnedSemaphorePermit>,
+}
 
 impl<E> Reply<E> {
+    /// The place is free before the client knows: its next request must find it.
     fn send(&mut self, answer: Result<Response<Body>, E>) {
-        if let Some(sender) = self.0.take() {
+        drop(self.permit.take());
+        self.send_early(answer);
+    }
+
+    /// The place stays taken while the answer is still being recorded.
+    fn send_early(&mut self, answer: Result<Response<Body>, E>) {
+        if let Some(client) = self.client.take() {
             // Nobody waits any more: the answer is in the record.
-            drop(sender.send(answer));
+            drop(client.send(answer));
         }
     }
 
     /// Ends when the client is gone.
     async fn closed(&mut self) {
-        if let Some(sender) = &mut self.0 {
-            sender.closed().await;
+        if let Some(client) = &mut self.client {
+            client.closed().await;
         }
     }
 }

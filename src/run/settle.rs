@@ -66,7 +66,7 @@ impl<S: Store> Exchange<S> {
                 reply.send(Ok(answer));
             }
             Err(_elapsed) => {
-                reply.send(self.unrecorded(&write, answer));
+                reply.send_early(self.unrecorded(&write, answer));
                 // The lease is kept and the answer in memory: a retry waits for it, and none runs.
                 if let Err(error) = written.await {
                     self.log_refused(&error);

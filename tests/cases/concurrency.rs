@@ -18,6 +18,7 @@ on_every_store!(
     c6_a_client_that_hangs_up_in_the_handler_does_not_stop_it,
     c6_a_client_that_resets_or_half_closes_does_not_stop_it,
     c6_a_client_that_hangs_up_in_the_answer_gets_all_of_it_later,
+    c6_a_place_is_free_when_its_client_is_answered,
     c6_more_than_the_most_that_may_run_are_refused_before_the_claim,
 );
 
@@ -188,6 +189,14 @@ async fn c6_a_client_that_hangs_up_in_the_answer_gets_all_of_it_later(backend: i
     assert!(again.is_replay());
     assert_eq!(again.body.len(), 900_000);
     assert_eq!(runs.count(), 1);
+}
+
+async fn c6_a_place_is_free_when_its_client_is_answered(backend: impl Backend) {
+    let layer = backend.layer().with_max_running(1).unwrap();
+    let site = Site::orders(&layer, Runs::free().handler()).await;
+    for run in 1..=200 {
+        site.order(&format!("key-{run}")).await.assert_run(run);
+    }
 }
 
 async fn c6_more_than_the_most_that_may_run_are_refused_before_the_claim(backend: impl Backend) {
