@@ -17,8 +17,8 @@ use crate::rejection::{Code, Rejection};
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A request body, read whole.
-#[derive(Debug, Default)]
-pub(crate) struct Whole {
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
     pub(crate) bytes: Bytes,
     trailers: Option<HeaderMap>,
 }

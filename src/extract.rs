@@ -34,16 +34,25 @@ const MAX_REFERENCE_LEN: usize = 255;
 pub struct IdempotencyContext {
     identity: Identity,
     attempt: u32,
-    lease: Option<Arc<Lease>>,
+    claim: Standing,
     references: Arc<Mutex<References>>,
 }
 
+/// What keeps others from running the same operation.
+#[derive(Clone)]
+pub(crate) enum Standing {
+    Lease(Arc<Lease>),
+    /// Nobody can commit the operation beside this transaction.
+    Transaction,
+    Nothing,
+}
+
 impl IdempotencyContext {
-    pub(crate) fn new(identity: Identity, attempt: u32, lease: Option<Arc<Lease>>) -> Self {
+    pub(crate) fn new(identity: Identity, attempt: u32, claim: Standing) -> Self {
         Self {
             identity,
             attempt,
-            lease,
+            claim,
             references: Arc::default(),
         }
     }
@@ -63,7 +72,8 @@ impl IdempotencyContext {
     /// Whether the claim is still known to be held: the last confirmed lease has not run out by
     /// this process's clock, and nobody has taken over. Ask before an effect that cannot be undone.
     ///
-    /// On a route that failed open there is no claim, and this is `false`.
+    /// On a route that failed open there is no claim, and this is `false`; on a transactional one it
+    /// is `true`, since no other attempt can commit.
     ///
     /// ```
     /// use axum::http::StatusCode;
@@ -79,7 +89,11 @@ impl IdempotencyContext {
     /// ```
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| lease.is_current())
+        match &self.claim {
+            Standing::Lease(lease) => lease.is_current(),
+            Standing::Transaction => true,
+            Standing::Nothing => false,
+        }
     }
 
     /// Notes in the record what this operation made: `reference("charge", "ch_1")`. It is written

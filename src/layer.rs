@@ -1,4 +1,5 @@
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,13 +16,14 @@ use crate::breaker::Breaker;
 use crate::detached::{Detached, SpawnHook};
 use crate::error::ConfigError;
 use crate::identity::Identity;
+use crate::mode::{Leased, Transactional};
 use crate::policy::{Policy, PolicyHandle};
 use crate::rejection::{Code, Rejection, Renderer};
 use crate::running::Running;
 use crate::scope::Scope;
 use crate::service::Idempotency;
 use crate::stats::{Counters, Event, Stats};
-use crate::store::Store;
+use crate::store::{Store, TransactionalStore};
 
 /// Makes the routes it covers safe to retry.
 ///
@@ -47,8 +49,9 @@ use crate::store::Store;
 /// # Ok(())
 /// # }
 /// ```
-pub struct IdempotencyLayer<S> {
+pub struct IdempotencyLayer<S, M = Leased> {
     shared: Arc<Shared<S>>,
+    mode: PhantomData<fn() -> M>,
 }
 
 /// What every service of a layer reads.
@@ -115,9 +118,59 @@ impl<S: Store> IdempotencyLayer<S> {
                 request_timeout: Duration::from_secs(30),
                 hook: SpawnHook::default(),
             }),
+            mode: PhantomData,
         }
     }
+}
 
+impl<S: TransactionalStore> IdempotencyLayer<S> {
+    /// Makes the routes transactional: the layer opens a transaction, the handler writes in it
+    /// through the extractor `Tx` of the store ([`postgres::Tx`](crate::postgres::Tx)), and the answer
+    /// is stored in it and committed before its first byte leaves. The handler's writes, its messages
+    /// and the answer are there together, or none of them is, whatever crashes or hangs up.
+    ///
+    /// | the handler answers | its writes | the answer | the key |
+    /// |---|---|---|---|
+    /// | 2xx, 3xx | committed | stored | taken |
+    /// | 400, 401, 403, 408, 415, 422, 425, 429 | rolled back | given | free |
+    /// | another 4xx | rolled back | stored | taken |
+    /// | 5xx, a panic, nothing in time | rolled back | given | free |
+    ///
+    /// An [`Outcome`](crate::Outcome) in the response overrides the status. There is no lease, and
+    /// nothing can be lost: where the process dies, the server rolls back. Duplicates hold no
+    /// connection while they wait. Effects outside of the database are not part of the transaction;
+    /// put them into an outbox, or on a leased route of their own.
+    ///
+    /// The transaction is `read committed`, and ended by the server when it idles for longer than the
+    /// execution limit.
+    ///
+    /// ```no_run
+    /// use axum::{Router, http::StatusCode, routing::post};
+    /// use tower_idempotency::postgres::{Tx, TxError};
+    /// use tower_idempotency::{IdempotencyLayer, PgStore, Scope};
+    ///
+    /// async fn charge(mut tx: Tx, amount: String) -> Result<StatusCode, TxError> {
+    ///     let insert = sqlx::query("insert into charge (amount) values ($1)").bind(amount);
+    ///     insert.execute(&mut *tx).await?;
+    ///     Ok(StatusCode::CREATED)
+    /// }
+    ///
+    /// # async fn example(store: PgStore) -> Result<(), Box<dyn std::error::Error>> {
+    /// let layer = IdempotencyLayer::new(store, Scope::header("x-tenant-id")?);
+    /// let app: Router = Router::new().route("/charges", post(charge).layer(layer.transactional()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn transactional(self) -> IdempotencyLayer<S, Transactional> {
+        IdempotencyLayer {
+            shared: self.shared,
+            mode: PhantomData,
+        }
+    }
+}
+
+impl<S: Store, M> IdempotencyLayer<S, M> {
     /// The policy of every route that [`with_route`](Self::with_route) does not name. Default:
     /// [`Policy::high`].
     ///
@@ -368,6 +421,7 @@ impl<S: Store> IdempotencyLayer<S> {
         change(&mut shared);
         Self {
             shared: Arc::new(shared),
+            mode: PhantomData,
         }
     }
 }
@@ -434,7 +488,7 @@ fn event(code: Code) -> Event {
     }
 }
 
-impl<S> fmt::Debug for IdempotencyLayer<S> {
+impl<S, M> fmt::Debug for IdempotencyLayer<S, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotencyLayer")
             .field("policies", &self.shared.policies)
@@ -442,10 +496,11 @@ impl<S> fmt::Debug for IdempotencyLayer<S> {
     }
 }
 
-impl<S> Clone for IdempotencyLayer<S> {
+impl<S, M> Clone for IdempotencyLayer<S, M> {
     fn clone(&self) -> Self {
         Self {
             shared: self.shared.clone(),
+            mode: PhantomData,
         }
     }
 }
@@ -466,8 +521,8 @@ impl<S> Clone for Shared<S> {
     }
 }
 
-impl<S, I> Layer<I> for IdempotencyLayer<S> {
-    type Service = Idempotency<I, S>;
+impl<S, M, I> Layer<I> for IdempotencyLayer<S, M> {
+    type Service = Idempotency<I, S, M>;
 
     fn layer(&self, inner: I) -> Self::Service {
         Idempotency::new(inner, self.shared.clone())

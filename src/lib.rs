@@ -92,6 +92,7 @@ mod identity;
 mod key;
 pub mod keys;
 mod layer;
+mod mode;
 mod operation;
 mod outcome;
 mod policy;
@@ -115,6 +116,7 @@ pub use future::ResponseFuture;
 pub use identity::{Identity, RecordId};
 pub use key::KeyFormat;
 pub use layer::{IdempotencyLayer, ShutdownReport};
+pub use mode::{Leased, Mode, Transactional};
 pub use outcome::Outcome;
 pub use policy::{Duplicates, Lost, Policy, PolicyHandle, Risk, StoreDown, Unknown};
 pub use rejection::{Code, Profile, Rejection};
@@ -122,10 +124,17 @@ pub use scope::Scope;
 pub use service::Idempotency;
 pub use stats::Stats;
 #[cfg(feature = "postgres")]
+pub use store::postgres;
+#[cfg(feature = "postgres")]
 pub use store::postgres::{PgStore, PgStoreBuilder};
 #[cfg(feature = "sqlite")]
+pub use store::sqlite;
+#[cfg(feature = "sqlite")]
 pub use store::sqlite::SqliteStore;
-pub use store::{HeldRecord, MemoryStore, Resolution, Store, StoreError, StoreErrorKind, Swept};
+pub use store::{
+    HeldRecord, MemoryStore, Resolution, Store, StoreError, StoreErrorKind, Swept,
+    TransactionalStore,
+};
 pub use sweep::Sweeper;
 
 /// Compiles the code of the README.

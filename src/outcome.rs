@@ -27,6 +27,10 @@ pub enum Outcome {
     Hold,
     /// The body is a stream: keep that it was answered, not what.
     Stream,
+    /// Another transaction was in the way, and everything is rolled back. A transactional route is
+    /// run again as often as [its policy](crate::Policy::with_reruns) says, then answered 503
+    /// `transaction-conflict`; elsewhere it is as `Release`.
+    Conflict,
 }
 
 impl IntoResponseParts for Outcome {

@@ -4,7 +4,9 @@ mod claim;
 mod execute;
 mod replay;
 mod settle;
+mod transact;
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum_core::body::Body;
@@ -19,6 +21,7 @@ use crate::body::{self, Whole};
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::layer::Shared;
+use crate::mode::Mode;
 use crate::operation::original_uri;
 use crate::policy::Policy;
 use crate::rejection::{Code, Rejection};
@@ -35,7 +38,7 @@ pub(crate) struct Call<S> {
 }
 
 /// One operation on its way through the layer.
-struct Exchange<S> {
+pub struct Exchange<S> {
     shared: Arc<Shared<S>>,
     policy: Arc<Policy>,
     identity: Identity,
@@ -46,14 +49,14 @@ struct Exchange<S> {
 ///
 /// Until the body is read nothing has happened. From then on a task of its own does the work, and
 /// dropping this future only means that nobody waits for the answer.
-pub(crate) async fn run<I, S, ReqBody, ResBody>(
+pub(crate) async fn run<M, I, S, ReqBody, ResBody>(
     call: Call<S>,
     mut inner: I,
     parts: Parts,
     body: ReqBody,
 ) -> Result<Response<Body>, I::Error>
 where
-    I: Service<Request<Body>, Response = Response<ResBody>> + Send + 'static,
+    I: Service<Request<Body>, Response = Response<ResBody>> + Clone + Send + 'static,
     I::Future: Send,
     I::Error: Send + 'static,
     ReqBody: HttpBody<Data = Bytes>,
@@ -61,6 +64,7 @@ where
     ResBody: HttpBody<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S: Store,
+    M: Mode<S>,
 {
     let (shared, policy) = (call.shared.clone(), call.policy.clone());
     let rejected = |rejection| Ok(shared.reject(&policy, rejection));
@@ -82,14 +86,13 @@ where
     let Some(entered) = shared.enter() else {
         return rejected(Rejection::new(Code::ShuttingDown));
     };
-    let request = Request::from_parts(parts, body.into_body());
     let (sender, answer) = oneshot::channel();
     shared.spawn(async move {
         let reply = Reply {
             client: Some(sender),
             permit: Some(permit),
         };
-        exchange.drive(inner, request, reply).await;
+        M::drive(exchange, inner, parts, body, reply).await;
         drop(entered);
     });
     match answer.await {
@@ -145,8 +148,12 @@ impl<S: Store> Call<S> {
 }
 
 impl<S: Store> Exchange<S> {
-    async fn drive<I, B>(self, inner: I, request: Request<Body>, mut reply: Reply<I::Error>)
-    where
+    pub(crate) async fn run_leased<I, B>(
+        &self,
+        inner: I,
+        request: Request<Body>,
+        mut reply: Reply<I::Error>,
+    ) where
         I: Service<Request<Body>, Response = Response<B>>,
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -175,10 +182,22 @@ impl<S: Store> Exchange<S> {
     }
 }
 
+impl<S> fmt::Debug for Exchange<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").finish_non_exhaustive()
+    }
+}
+
 /// The client's end of an operation, which may be gone, and its place among those that run.
-struct Reply<E> {
+pub struct Reply<E> {
     client: Option<oneshot::Sender<Result<Response<Body>, E>>>,
     permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<E> fmt::Debug for Reply<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").finish_non_exhaustive()
+    }
 }
 
 impl<E> Reply<E> {

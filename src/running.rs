@@ -79,6 +79,18 @@ enum ClaimState {
     Lost,
     /// Runs without one, because the store was down.
     Never,
+    /// Asks for a transaction: not yet compared with a record.
+    Entering,
+    /// Runs in a transaction.
+    Transaction,
+}
+
+/// Who is in the way of an attempt that wants to enter.
+#[derive(Debug)]
+pub(crate) enum Occupant {
+    Running(Existing),
+    /// It is not known yet whether it may.
+    Entering,
 }
 
 #[derive(Debug)]
@@ -121,7 +133,7 @@ impl Attempts {
     fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
         let running = self.by_token.get(self.latest.get(identity)?)?;
         match running.claim {
-            ClaimState::Lost => None,
+            ClaimState::Lost | ClaimState::Entering => None,
             _ if !fingerprint.matches(&running.fingerprint) => Some(Existing::Mismatch),
             _ => Some(Existing::InProgress {
                 lease_left: Duration::from_secs(1),
@@ -129,11 +141,17 @@ impl Attempts {
         }
     }
 
+    fn is_entering(&self, identity: &Identity) -> bool {
+        let token = self.latest.get(identity);
+        let attempt = token.and_then(|token| self.by_token.get(token));
+        attempt.is_some_and(|attempt| matches!(attempt.claim, ClaimState::Entering))
+    }
+
     fn kept(&self) -> impl Iterator<Item = &Kept> {
         let claims = self.by_token.values().map(|attempt| &attempt.claim);
         claims.filter_map(|claim| match claim {
             ClaimState::Kept(kept) => Some(kept),
-            ClaimState::Lost | ClaimState::Never => None,
+            _ => None,
         })
     }
 }
@@ -204,6 +222,37 @@ impl Running {
         attempts.insert(token, attempt);
         drop(attempts);
         Ok(self.listed(token))
+    }
+
+    /// Lists an attempt that asks for a transaction, unless this process runs the operation already.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+        token: Token,
+    ) -> Result<Listed, Occupant> {
+        let mut attempts = self.lock();
+        if let Some(existing) = attempts.find(identity, fingerprint) {
+            return Err(Occupant::Running(existing));
+        }
+        if attempts.is_entering(identity) {
+            return Err(Occupant::Entering);
+        }
+        let attempt = Attempt {
+            identity: identity.clone(),
+            fingerprint: fingerprint.clone(),
+            claim: ClaimState::Entering,
+        };
+        attempts.insert(token, attempt);
+        drop(attempts);
+        Ok(self.listed(token))
+    }
+
+    /// The attempt has its transaction, and no record is of another request.
+    pub(crate) fn confirm(&self, token: Token) {
+        if let Some(attempt) = self.lock().by_token.get_mut(&token) {
+            attempt.claim = ClaimState::Transaction;
+        }
     }
 
     /// What is running, by the ids of records.

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::marker::PhantomData;
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use tower_service::Service;
 use crate::future::ResponseFuture;
 use crate::key::KeyError;
 use crate::layer::Shared;
+use crate::mode::{Leased, Mode};
 use crate::operation;
 use crate::outcome::Outcome;
 use crate::policy::{Policy, PolicyTable};
@@ -42,18 +44,23 @@ use crate::store::Store;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Idempotency<I, S> {
+pub struct Idempotency<I, S, M = Leased> {
     inner: I,
     shared: Arc<Shared<S>>,
+    mode: PhantomData<fn() -> M>,
 }
 
-impl<I, S> Idempotency<I, S> {
+impl<I, S, M> Idempotency<I, S, M> {
     pub(crate) fn new(inner: I, shared: Arc<Shared<S>>) -> Self {
-        Self { inner, shared }
+        Self {
+            inner,
+            shared,
+            mode: PhantomData,
+        }
     }
 }
 
-impl<I: fmt::Debug, S> fmt::Debug for Idempotency<I, S> {
+impl<I: fmt::Debug, S, M> fmt::Debug for Idempotency<I, S, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Idempotency")
             .field("inner", &self.inner)
@@ -61,11 +68,12 @@ impl<I: fmt::Debug, S> fmt::Debug for Idempotency<I, S> {
     }
 }
 
-impl<I: Clone, S> Clone for Idempotency<I, S> {
+impl<I: Clone, S, M> Clone for Idempotency<I, S, M> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
             shared: self.shared.clone(),
+            mode: PhantomData,
         }
     }
 }
@@ -88,9 +96,10 @@ pub(crate) struct Covered {
     pub(crate) scope: Scope,
     pub(crate) layer: usize,
     pub(crate) core: usize,
+    pub(crate) is_transactional: bool,
 }
 
-impl<I, S, ReqBody, ResBody> Service<Request<ReqBody>> for Idempotency<I, S>
+impl<I, S, M, ReqBody, ResBody> Service<Request<ReqBody>> for Idempotency<I, S, M>
 where
     I: Service<Request<Body>, Response = Response<ResBody>> + Clone + Send + 'static,
     I::Future: Send + 'static,
@@ -100,6 +109,7 @@ where
     ResBody: HttpBody<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S: Store,
+    M: Mode<S>,
 {
     type Response = Response<Body>;
     type Error = I::Error;
@@ -111,7 +121,7 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        match self.shared.decide(&parts) {
+        match self.shared.decide(&parts, M::IS_TRANSACTIONAL) {
             Decision::PassThrough => {
                 let request = Request::from_parts(parts, Body::new(body));
                 ResponseFuture::pass_through(self.inner.call(request))
@@ -133,14 +143,14 @@ where
                     operation,
                     key,
                 };
-                ResponseFuture::tracked(run::run(call, inner, parts, body))
+                ResponseFuture::tracked(run::run::<M, _, _, _, _>(call, inner, parts, body))
             }
         }
     }
 }
 
 impl<S: Store> Shared<S> {
-    fn decide(&self, parts: &Parts) -> Decision {
+    fn decide(&self, parts: &Parts, is_transactional: bool) -> Decision {
         let table = self.policies.load();
         if !table.covers(&parts.method) {
             return Decision::PassThrough;
@@ -151,47 +161,40 @@ impl<S: Store> Shared<S> {
             return Decision::PassThrough;
         }
         let is_derived = policy.derived_key.is_some();
-        match policy.key.read(&parts.headers) {
-            Ok(None) | Err(KeyError::Missing) if is_derived => {
-                self.decide_nested(parts, policy, operation, None)
+        let key = match policy.key.read(&parts.headers) {
+            Ok(None) | Err(KeyError::Missing) if is_derived => None,
+            Ok(None) => return Decision::PassThrough,
+            Ok(key) => key,
+            Err(KeyError::Missing) => {
+                return Decision::Reject(policy, Rejection::new(Code::KeyMissing));
             }
-            Ok(None) => Decision::PassThrough,
-            Ok(key) => self.decide_nested(parts, policy, operation, key),
-            Err(KeyError::Missing) => Decision::Reject(policy, Rejection::new(Code::KeyMissing)),
             Err(KeyError::Invalid(why)) => {
-                Decision::Reject(policy, Rejection::new(Code::KeyInvalid).with_detail(why))
+                let rejection = Rejection::new(Code::KeyInvalid).with_detail(why);
+                return Decision::Reject(policy, rejection);
             }
-        }
-    }
-
-    /// An outer layer that covers the request already is fine if it does the same.
-    fn decide_nested(
-        &self,
-        parts: &Parts,
-        policy: Arc<Policy>,
-        operation: String,
-        key: Option<String>,
-    ) -> Decision {
+        };
         match parts.extensions.get::<Covered>() {
             None => Decision::Run {
                 policy,
                 operation,
                 key,
             },
-            // Clones read one table, though it may have been replaced in between.
-            Some(outer) if outer.layer == self.id() => Decision::PassThrough,
-            Some(outer)
-                if outer.core == self.core_id()
-                    && *outer.policy == *policy
-                    && outer.scope == *policy.scope.as_ref().unwrap_or(&self.scope) =>
-            {
-                Decision::PassThrough
-            }
+            Some(outer) if self.agrees(outer, &policy, is_transactional) => Decision::PassThrough,
             Some(_) => {
                 tracing::error!("an outer and an inner idempotency layer disagree on one route");
                 Decision::Reject(policy, Rejection::new(Code::NestedLayers))
             }
         }
+    }
+
+    /// An outer layer that covers the request already is fine if it does the same. Clones read one
+    /// table, though it may have been replaced in between.
+    fn agrees(&self, outer: &Covered, policy: &Policy, is_transactional: bool) -> bool {
+        let is_clone = outer.layer == self.id();
+        let is_equal = outer.core == self.core_id()
+            && *outer.policy == *policy
+            && outer.scope == *policy.scope.as_ref().unwrap_or(&self.scope);
+        outer.is_transactional == is_transactional && (is_clone || is_equal)
     }
 
     /// Tells clones of a layer from others.

@@ -14,6 +14,9 @@ use crate::outcome::Outcome;
 ///
 /// In every class 401, 403, 425 and 429 free the key, and other answers below 500 are stored.
 ///
+/// On a [transactional](crate::IdempotencyLayer::transactional) route nothing is lost or unknown:
+/// see there for what is stored, and the store being down is closed in every class.
+///
 /// ```
 /// use tower_idempotency::{Lost, Policy, Risk};
 ///
@@ -133,11 +136,26 @@ pub(crate) enum Disposition {
     Hold,
 }
 
+/// What to do with the transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TransactionalDisposition {
+    /// Commit the handler's writes, and the answer with them.
+    Commit,
+    /// Roll the handler's writes back, and commit the answer.
+    Refuse,
+    /// Roll everything back.
+    Undo,
+    /// Roll the handler's writes back, and commit that it is held.
+    Hold,
+    /// Roll everything back, and try again.
+    Conflict,
+}
+
 impl Policy {
     pub(crate) fn disposition(&self, ending: Ending) -> Disposition {
         match ending {
             Ending::Answered(_, Some(Outcome::Store | Outcome::Stream)) => Disposition::Store,
-            Ending::Answered(_, Some(Outcome::Release)) => Disposition::Release,
+            Ending::Answered(_, Some(Outcome::Release | Outcome::Conflict)) => Disposition::Release,
             Ending::Answered(_, Some(Outcome::Hold)) => Disposition::Hold,
             Ending::Answered(status, None) => self.by_status(status),
             Ending::Unknown => self.by_unknown(),
@@ -151,6 +169,23 @@ impl Policy {
             408 => self.by_unknown(),
             500.. if !self.stores_server_errors => Disposition::Release,
             _ => Disposition::Store,
+        }
+    }
+
+    /// The same for a transactional route, where an attempt leaves nothing behind unless it commits.
+    pub(crate) fn transactional_disposition(ending: Ending) -> TransactionalDisposition {
+        use TransactionalDisposition as D;
+        match ending {
+            Ending::Answered(_, Some(Outcome::Store | Outcome::Stream)) => D::Commit,
+            Ending::Answered(_, Some(Outcome::Release)) | Ending::Unknown => D::Undo,
+            Ending::Answered(_, Some(Outcome::Hold)) => D::Hold,
+            Ending::Answered(_, Some(Outcome::Conflict)) => D::Conflict,
+            Ending::Answered(status, None) => match status.as_u16() {
+                // The client may mend the payload, or come again.
+                400 | 401 | 403 | 408 | 415 | 422 | 425 | 429 | 500.. => D::Undo,
+                402..500 => D::Refuse,
+                _ => D::Commit,
+            },
         }
     }
 
@@ -201,5 +236,24 @@ mod tests {
         assert_eq!(said(Outcome::Hold), Disposition::Hold);
         assert_eq!(said(Outcome::Store), Disposition::Store);
         assert_eq!(said(Outcome::Stream), Disposition::Store);
+        assert_eq!(said(Outcome::Conflict), Disposition::Release);
+    }
+
+    #[test]
+    fn a_transaction_commits_or_is_rolled_back_by_status() {
+        use TransactionalDisposition::{Commit, Refuse, Undo};
+        let by_status = |status| {
+            let status = StatusCode::from_u16(status).unwrap_or_default();
+            Policy::transactional_disposition(Ending::Answered(status, None))
+        };
+        for status in [101, 200, 201, 204, 302, 304] {
+            assert_eq!(by_status(status), Commit, "{status}");
+        }
+        for status in [402, 404, 405, 409, 410, 412, 423, 451] {
+            assert_eq!(by_status(status), Refuse, "{status}");
+        }
+        for status in [400, 401, 403, 408, 415, 422, 425, 429, 500, 503] {
+            assert_eq!(by_status(status), Undo, "{status}");
+        }
     }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use http::Method;
 
-use super::{Duplicates, Policy, Risk};
+use super::{Duplicates, EXECUTION_LIMIT, Policy, Risk};
 use crate::error::ConfigError;
 
 /// Longest retention: ten years. Longer is a mistake, and further on, timestamps overflow.
@@ -10,6 +10,7 @@ const MAX_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
 const MIN_LEASE: Duration = Duration::from_millis(100);
 const MAX_KEY: usize = 4096;
 const MAX_NAME: usize = 255;
+const MAX_RERUNS: u32 = 10;
 /// SQLite stores at most 10^9 bytes in a field, PostgreSQL 2^30 in a message; an answer that is too
 /// large for its store would be tried for ever.
 const MAX_BODY: usize = 1 << 29;
@@ -26,6 +27,9 @@ impl Policy {
         ] {
             at_most(field, limit, MAX_BODY)?;
         }
+        check(self.reruns <= MAX_RERUNS, "reruns", || {
+            format!("must be at most {MAX_RERUNS}, not {}", self.reruns)
+        })?;
         if let Some(name) = &self.operation {
             let fits = (1..=MAX_NAME).contains(&name.len()) && !name.contains('\0');
             check(fits, "operation", || {
@@ -42,10 +46,11 @@ impl Policy {
     }
 
     fn validate_times(&self) -> Result<(), ConfigError> {
+        let execution_limit = self.execution_limit.unwrap_or(EXECUTION_LIMIT);
         for (field, time) in [
             ("ttl", self.ttl),
             ("lease", self.lease),
-            ("execution_limit", self.execution_limit),
+            ("execution_limit", execution_limit),
             ("body_deadline", self.body_deadline),
             ("settle_timeout", self.settle_timeout),
         ] {
@@ -69,7 +74,7 @@ impl Policy {
                 format!("must wait at most ten years, not {} s", limit.as_secs())
             })?;
         }
-        let needed = self.execution_limit + self.lease;
+        let needed = execution_limit + self.lease;
         check(needed <= self.ttl, "ttl", || {
             format!(
                 "must be at least execution_limit + lease, or a running record could expire: {} s is less than {} s",
@@ -159,6 +164,12 @@ mod tests {
         let millis = |lease| Policy::high().with_lease(Duration::from_millis(lease));
         assert_eq!(refused(millis(99)), "lease");
         assert_eq!(millis(100).validate(true), Ok(()));
+    }
+
+    #[test]
+    fn more_than_ten_reruns_are_refused() {
+        assert_eq!(refused(Policy::high().with_reruns(11)), "reruns");
+        assert_eq!(Policy::high().with_reruns(10).validate(true), Ok(()));
     }
 
     #[test]

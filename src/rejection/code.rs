@@ -56,11 +56,19 @@ pub enum Code {
     ResponseFailed,
     /// An earlier attempt was lost, and the route does not allow another.
     AttemptLost,
+    /// Another transaction was in the way of the handler's, which is rolled back.
+    TransactionConflict,
+    /// The handler's transaction was aborted or could not be committed, and is rolled back.
+    TransactionAborted,
+    /// The handler ended its transaction by itself, so the answer could not be committed with it.
+    TransactionEnded,
+    /// Something still held the handler's transaction when the handler had ended.
+    TransactionHeld,
 }
 
 impl Code {
     /// Every code there is, in the order of the documentation.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::KeyMissing,
         Self::KeyInvalid,
         Self::ScopeMissing,
@@ -81,6 +89,10 @@ impl Code {
         Self::ExecutionLimit,
         Self::ResponseFailed,
         Self::AttemptLost,
+        Self::TransactionConflict,
+        Self::TransactionAborted,
+        Self::TransactionEnded,
+        Self::TransactionHeld,
     ];
 
     /// The `code` member of the problem document.
@@ -203,6 +215,26 @@ impl Code {
                 "attempt-lost",
                 S::INTERNAL_SERVER_ERROR,
                 "An earlier attempt was lost, and it is not known how far it came.",
+            ),
+            Self::TransactionConflict => (
+                "transaction-conflict",
+                S::SERVICE_UNAVAILABLE,
+                "Another transaction was in the way; everything was rolled back.",
+            ),
+            Self::TransactionAborted => (
+                "transaction-aborted",
+                S::INTERNAL_SERVER_ERROR,
+                "The request failed; everything was rolled back.",
+            ),
+            Self::TransactionEnded => (
+                "transaction-ended",
+                S::INTERNAL_SERVER_ERROR,
+                "The request's transaction was ended out of turn.",
+            ),
+            Self::TransactionHeld => (
+                "transaction-held",
+                S::INTERNAL_SERVER_ERROR,
+                "The request's transaction was not given back; nothing is committed.",
             ),
         }
     }

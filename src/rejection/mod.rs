@@ -72,6 +72,7 @@ impl Rejection {
                 | Code::StoreUnavailable
                 | Code::Overloaded
                 | Code::ShuttingDown
+                | Code::TransactionConflict
         );
         Self {
             code,

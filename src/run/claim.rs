@@ -101,14 +101,14 @@ impl<S: Store> Exchange<S> {
         Ok((in_time && renewed == [Renewed::Kept]).then_some(sent))
     }
 
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         match self.policy.duplicates {
             Duplicates::Wait(limit) => limit,
             Duplicates::Reject => Duration::ZERO,
         }
     }
 
-    fn claim_request(&self, token: Token) -> ClaimRequest {
+    pub(super) fn claim_request(&self, token: Token) -> ClaimRequest {
         ClaimRequest {
             identity: self.identity.clone(),
             fingerprint: self.fingerprint.clone(),
@@ -121,17 +121,28 @@ impl<S: Store> Exchange<S> {
 
     /// Sends the claim, again after an error, until the store timeout. A claim whose acknowledgement
     /// was lost meets its own token.
-    async fn try_claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+    pub(super) async fn try_claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        let store = &self.shared.core.store;
+        let result = self.guarded(|| store.claim(request)).await;
+        let is_unknown = |error: &StoreError| error.kind() == StoreErrorKind::Unavailable;
+        if result.as_ref().is_err_and(is_unknown) {
+            self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
+        }
+        result
+    }
+
+    /// Calls the store unless it has failed too often in a row.
+    pub(super) async fn guarded<T, F>(&self, call: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
         let breaker = self.shared.breaker.clone();
         let admission = breaker
             .admit()
             .ok_or_else(|| StoreError::unavailable("breaker is open after failures in a row"))?;
-        let store = &self.shared.core.store;
-        let result = self.until_timeout(|| store.claim(request)).await;
+        let result = self.until_timeout(call).await;
         match &result {
-            Err(error) if error.kind() == StoreErrorKind::Unavailable => {
-                self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
-            }
+            Err(error) if error.kind() == StoreErrorKind::Unavailable => {}
             _ => admission.succeeded(),
         }
         result
@@ -181,7 +192,7 @@ impl<S: Store> Exchange<S> {
 
     /// A claim whose caller gave up may have been made all the same: it is released until the store
     /// confirms, and once more a while later, for a statement that was still under way.
-    fn withdraw(&self, claim: Claim) {
+    pub(super) fn withdraw(&self, claim: Claim) {
         let core = self.shared.core.clone();
         let timeout = self.shared.store_timeout;
         let Ok(permit) = core.withdrawals.clone().try_acquire_owned() else {

@@ -1,5 +1,5 @@
 use std::panic::AssertUnwindSafe;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -12,9 +12,10 @@ use tower_service::Service;
 
 use super::{Exchange, Reply};
 use crate::body::{self, Captured};
-use crate::extract::IdempotencyContext;
+use crate::extract::{IdempotencyContext, Standing};
 use crate::headers;
 use crate::outcome::Outcome;
+use crate::policy::EXECUTION_LIMIT;
 use crate::rejection::Code;
 use crate::running::Listed;
 use crate::service::Covered;
@@ -52,9 +53,10 @@ impl<S: Store> Exchange<S> {
     {
         self.shared.count(Event::Executed);
         let (listed, lease) = self.keep(&claim, sent);
-        let context = IdempotencyContext::new(self.identity.clone(), claim.attempt, Some(lease));
-        self.prepare(&mut request, &context);
-        let ended = self.perform(inner, request).await;
+        let context =
+            IdempotencyContext::new(self.identity.clone(), claim.attempt, Standing::Lease(lease));
+        self.prepare(&mut request, &context, false);
+        let ended = self.perform(inner, request, self.leased_limit()).await;
         self.settle(claim, listed, ended, context.references(), reply)
             .await;
     }
@@ -72,9 +74,9 @@ impl<S: Store> Exchange<S> {
     {
         self.shared.count(Event::Unprotected);
         tracing::warn!(id = %self.identity.id(), operation = self.identity.operation(), "runs unprotected");
-        let context = IdempotencyContext::new(self.identity.clone(), 1, None);
-        self.prepare(&mut request, &context);
-        let ended = self.perform(inner, request).await;
+        let context = IdempotencyContext::new(self.identity.clone(), 1, Standing::Nothing);
+        self.prepare(&mut request, &context, false);
+        let ended = self.perform(inner, request, self.leased_limit()).await;
         let marked = self.answer_of(ended).await.map(|mut response| {
             let yes = HeaderValue::from_static("true");
             response.headers_mut().insert(headers::UNPROTECTED, yes);
@@ -84,7 +86,16 @@ impl<S: Store> Exchange<S> {
         reply.send(marked);
     }
 
-    fn prepare(&self, request: &mut Request<Body>, context: &IdempotencyContext) {
+    fn leased_limit(&self) -> Duration {
+        self.policy.execution_limit.unwrap_or(EXECUTION_LIMIT)
+    }
+
+    pub(super) fn prepare(
+        &self,
+        request: &mut Request<Body>,
+        context: &IdempotencyContext,
+        is_transactional: bool,
+    ) {
         let extensions = request.extensions_mut();
         extensions.insert(context.clone());
         extensions.insert(Covered {
@@ -97,11 +108,17 @@ impl<S: Store> Exchange<S> {
                 .clone(),
             layer: self.shared.id(),
             core: self.shared.core_id(),
+            is_transactional,
         });
     }
 
     /// Runs the handler within its limit, and catches its panics: neither may leave the record behind.
-    async fn perform<I, B>(&self, inner: I, request: Request<Body>) -> Ended<I::Error>
+    pub(super) async fn perform<I, B>(
+        &self,
+        inner: I,
+        request: Request<Body>,
+        limit: Duration,
+    ) -> Ended<I::Error>
     where
         I: Service<Request<Body>, Response = Response<B>>,
         B: HttpBody<Data = Bytes> + Send + 'static,
@@ -109,7 +126,7 @@ impl<S: Store> Exchange<S> {
     {
         let id = self.identity.id();
         let run = AssertUnwindSafe(self.call(inner, request)).catch_unwind();
-        match timeout(self.policy.execution_limit, run).await {
+        match timeout(limit, run).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(_panic)) => {
                 tracing::error!(%id, operation = self.identity.operation(), "handler panicked");

@@ -92,7 +92,28 @@ impl<S: Store> Exchange<S> {
         references: References,
     ) -> Settlement<E> {
         let disposition = self.disposition(&ended);
-        let (mut answer, envelope) = match ended {
+        let (mut answer, envelope) = self.answers(ended, disposition).await;
+        if let (Disposition::Store, Ok(response)) = (disposition, &mut answer) {
+            self.show_expiry(response.headers_mut(), claim.expires_at);
+        }
+        let write = match disposition {
+            Disposition::Release => Write::Release,
+            Disposition::Hold => Write::Hold(references),
+            Disposition::Store => Write::Complete(Completion {
+                answer: envelope,
+                references,
+            }),
+        };
+        Settlement { write, answer }
+    }
+
+    /// What the client gets, and what is kept of it.
+    pub(super) async fn answers<E>(
+        &self,
+        ended: Ended<E>,
+        disposition: Disposition,
+    ) -> (Result<Response<Body>, E>, Envelope) {
+        match ended {
             Ended::Answered(response, _) => {
                 let envelope = self.envelope(&response);
                 (Ok(response.map(Body::from)), envelope)
@@ -110,19 +131,7 @@ impl<S: Store> Exchange<S> {
                 let stored = self.failure(Code::ResponseFailed, disposition).await;
                 (Err(error), self.envelope(&stored))
             }
-        };
-        if let (Disposition::Store, Ok(response)) = (disposition, &mut answer) {
-            self.show_expiry(response.headers_mut(), claim.expires_at);
         }
-        let write = match disposition {
-            Disposition::Release => Write::Release,
-            Disposition::Hold => Write::Hold(references),
-            Disposition::Store => Write::Complete(Completion {
-                answer: envelope,
-                references,
-            }),
-        };
-        Settlement { write, answer }
     }
 
     fn disposition<E>(&self, ended: &Ended<E>) -> Disposition {
@@ -187,6 +196,10 @@ impl<S: Store> Exchange<S> {
     /// Another attempt holds the claim, or a person resolved it: the client gets what a duplicate would.
     async fn refused(&self, error: &StoreError) -> Response<Body> {
         self.log_refused(error);
+        self.look_again().await
+    }
+
+    pub(super) async fn look_again(&self) -> Response<Body> {
         let store = &self.shared.core.store;
         let seen = self
             .until_timeout(|| store.lookup(&self.identity, &self.fingerprint))

@@ -13,6 +13,9 @@ pub(crate) mod protocol;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub(crate) mod transaction;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod tx_error;
 
 use std::fmt;
 use std::future::Future;
@@ -27,6 +30,9 @@ use crate::policy::Lost;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use memory::MemoryStore;
+pub use transaction::{
+    Begun, CommitError, Entry, MissingTx, TransactionalStore, Tx, Verdict, Writes,
+};
 
 /// Where records live.
 ///

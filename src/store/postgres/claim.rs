@@ -1,7 +1,8 @@
 use std::time::SystemTime;
 
-use sqlx::Row as _;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row as _};
 
 use super::PgStore;
 use super::connection::Done;
@@ -63,19 +64,7 @@ where id = (
 
 impl Records for PgStore {
     async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
-        let identity = &request.identity;
-        let query = sqlx::query(INSERT)
-            .bind(PgUuid::from(identity.id()))
-            .bind(identity.digest().as_slice())
-            .bind(identity.scope())
-            .bind(identity.operation())
-            .bind(identity.key())
-            .bind(PgUuid::from(request.token))
-            .bind(request.lost.as_sql())
-            .bind(request.fingerprint.to_bytes())
-            .bind(request.lease.as_secs_f64())
-            .bind(request.ttl.as_secs_f64());
-        returned(&self.run(query).await?)
+        returned(&self.run(insert(request)).await?)
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
@@ -132,6 +121,21 @@ impl Records for PgStore {
     ) -> Result<bool, StoreError> {
         self.update_held(claim, references).await
     }
+}
+
+pub(super) fn insert(request: &ClaimRequest) -> Query<'_, Postgres, PgArguments> {
+    let identity = &request.identity;
+    sqlx::query(INSERT)
+        .bind(PgUuid::from(identity.id()))
+        .bind(identity.digest().as_slice())
+        .bind(identity.scope())
+        .bind(identity.operation())
+        .bind(identity.key())
+        .bind(PgUuid::from(request.token))
+        .bind(request.lost.as_sql())
+        .bind(request.fingerprint.to_bytes())
+        .bind(request.lease.as_secs_f64())
+        .bind(request.ttl.as_secs_f64())
 }
 
 fn returned(done: &Done) -> Result<Option<SystemTime>, StoreError> {

@@ -26,7 +26,14 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/postgres/0001_record.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record]);
+    let enter = Migration::new(
+        3,
+        "enter".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/postgres/0003_enter.sql").into_sql_str(),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![record, enter]);
     migrator.create_schema("idempotency");
     migrator.dangerous_set_table_name("idempotency._migrations");
     // The transaction below holds a lock of its own, which also works behind a transaction pooler.

@@ -14,6 +14,7 @@ mod held;
 mod migrate;
 mod settle;
 mod sweep;
+mod transaction;
 mod types;
 
 use std::ops::RangeInclusive;
@@ -31,12 +32,17 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::tx_error::{TxError, is_conflict};
+pub use transaction::Tx;
+
 /// Records in PostgreSQL 14 or later.
 ///
 /// The store opens connections of its own, with the options of the pool it is given: a cancelled
 /// `pool.begin()` of an application can hand the next borrower a connection inside an abandoned
 /// transaction (sqlx [#4385](https://github.com/launchbadge/sqlx/issues/4385)), and a record
-/// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a process.
+/// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a
+/// process, and [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
+/// which then need none of the application's.
 ///
 /// Cheap to clone; clones share the connections.
 ///
@@ -54,6 +60,8 @@ use crate::identity::{Identity, RecordId};
 #[derive(Debug, Clone)]
 pub struct PgStore {
     pool: PgPool,
+    /// Where transactions of handlers run, which may take long.
+    transactions: PgPool,
     /// How a transaction begins behind PgBouncer, where each statement needs one.
     pooled_begin: Option<SqlStr>,
 }
@@ -74,6 +82,7 @@ pub struct PgStore {
 pub struct PgStoreBuilder {
     pool: PgPool,
     max_connections: u32,
+    max_transactions: u32,
     statement_timeout: Duration,
     pgbouncer: bool,
     share_pool: bool,
@@ -95,6 +104,7 @@ impl PgStore {
     /// without waiting. A [shared pool](PgStoreBuilder::with_shared_pool) is closed for the application, too.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.transactions.close().await;
     }
 
     /// Settings to change.
@@ -102,6 +112,7 @@ impl PgStore {
         PgStoreBuilder {
             pool,
             max_connections: 8,
+            max_transactions: transaction::MAX_TRANSACTIONS,
             statement_timeout: Duration::from_secs(5),
             pgbouncer: false,
             share_pool: false,
@@ -120,6 +131,20 @@ impl PgStoreBuilder {
             return Err(ConfigError::new("max_connections", "must be at least 1"));
         }
         self.max_connections = max;
+        Ok(self)
+    }
+
+    /// The most transactions of handlers that are open at once, each on a connection of its own;
+    /// only transactional routes open any. Default: 10.
+    ///
+    /// # Errors
+    ///
+    /// `max_transactions` of zero.
+    pub fn with_max_transactions(mut self, max: u32) -> Result<Self, ConfigError> {
+        if max == 0 {
+            return Err(ConfigError::new("max_transactions", "must be at least 1"));
+        }
+        self.max_transactions = max;
         Ok(self)
     }
 
@@ -161,13 +186,16 @@ impl PgStoreBuilder {
     /// The store. Connects when first used.
     #[must_use]
     pub fn build(self) -> PgStore {
+        let pooled_begin = self.pgbouncer.then(|| connection::pooled_begin(&self));
+        let (pool, transactions) = if self.share_pool {
+            (self.pool.clone(), self.pool)
+        } else {
+            (connection::own_pool(&self), transaction::own_pool(&self))
+        };
         PgStore {
-            pooled_begin: self.pgbouncer.then(|| connection::pooled_begin(&self)),
-            pool: if self.share_pool {
-                self.pool
-            } else {
-                connection::own_pool(&self)
-            },
+            pool,
+            transactions,
+            pooled_begin,
         }
     }
 }

@@ -14,20 +14,23 @@ use crate::store::StoreError;
 use crate::store::lent::Lent;
 
 /// How long a statement waits for another process's transaction, and a caller for the connection.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One connection: SQLite has one writer at a time, and waiting in order beats polling a lock.
 pub(super) fn own_pool(file: &SqliteConnectOptions) -> SqlitePool {
-    let options = file
-        .clone()
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(BUSY_TIMEOUT);
     SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(BUSY_TIMEOUT)
         .test_before_acquire(false)
-        .connect_lazy_with(options)
+        .connect_lazy_with(writing(file))
+}
+
+/// What the guarantee asks of a connection.
+pub(super) fn writing(file: &SqliteConnectOptions) -> SqliteConnectOptions {
+    file.clone()
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
 }
 
 /// sqlx names a database in memory `file:sqlx-in-memory-N`.

@@ -7,6 +7,7 @@
 mod connection;
 mod records;
 mod settle;
+mod transaction;
 
 use std::fmt;
 
@@ -23,10 +24,13 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::tx_error::TxError;
+pub use transaction::Tx;
+
 /// Records in one SQLite file.
 ///
-/// The store opens one connection of its own to the file of the pool it is given; every statement
-/// goes through it, with `synchronous = full` and a write-ahead log, so that a recorded answer
+/// The store opens one connection of its own to the file of the pool it is given, and a second one
+/// where routes are transactional; every statement goes through it, with `synchronous = full` and a write-ahead log, so that a recorded answer
 /// survives the end of the process and of the machine.
 ///
 /// Cheap to clone; clones share the connection.
@@ -52,6 +56,8 @@ use crate::identity::{Identity, RecordId};
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     pool: SqlitePool,
+    /// Where transactions of handlers run, one at a time.
+    transactions: SqlitePool,
     durable: bool,
 }
 
@@ -65,6 +71,7 @@ impl SqliteStore {
         Self {
             durable: connection::is_file(&file),
             pool: connection::own_pool(&file),
+            transactions: transaction::own_pool(&file),
         }
     }
 
@@ -72,6 +79,7 @@ impl SqliteStore {
     /// [`Unavailable`](crate::StoreErrorKind::Unavailable).
     pub async fn close(&self) {
         self.pool.close().await;
+        self.transactions.close().await;
     }
 
     /// Creates or upgrades the table, all of it or nothing. Safe to run on every start, and from

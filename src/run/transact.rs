@@ -1,0 +1,368 @@
+//! An operation whose writes, messages and answer commit in one transaction.
+
+use std::future::poll_fn;
+use std::time::{Duration, Instant, SystemTime};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body as HttpBody;
+use tokio::time::timeout;
+use tower_service::Service;
+
+use super::execute::Ended;
+use super::{Exchange, Reply};
+use crate::backoff::Backoff;
+use crate::body::Whole;
+use crate::extract::{IdempotencyContext, References, Standing};
+use crate::policy::{Disposition, Ending, Policy, TransactionalDisposition};
+use crate::rejection::{Code, Rejection};
+use crate::running::{Listed, Occupant};
+use crate::stats::Event;
+use crate::store::transaction::Slot;
+use crate::store::{
+    Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, StoreError,
+    StoreErrorKind, Token, TransactionalStore, Verdict, Writes,
+};
+
+/// How an operation enters.
+enum Entered<T> {
+    /// Run the handler in this transaction.
+    Open(T, ClaimRequest, Listed),
+    /// A leased attempt of the same operation was lost; answer that.
+    Abandoned(Claim, Instant),
+    /// Do not run it.
+    Answer(Response<Body>),
+}
+
+/// What became of one run.
+enum Finished<E> {
+    Answer(Result<Response<Body>, E>),
+    /// Everything is rolled back, and another run may succeed.
+    Conflict(Code),
+}
+
+/// There is no lease to say how long it may take.
+const IN_PROGRESS: Existing = Existing::InProgress {
+    lease_left: Duration::from_secs(1),
+};
+
+/// Rounds of entering, each of which means that a record came or went between two statements.
+const ROUNDS: u32 = 4;
+
+impl<S: TransactionalStore> Exchange<S> {
+    /// # Cancel safety
+    ///
+    /// Runs in the detached task. Where the process ends before the commit, the server rolls back;
+    /// where it ends after it, a retry finds the record.
+    pub(crate) async fn run_transaction<I, B>(
+        &self,
+        mut inner: I,
+        parts: Parts,
+        body: Whole,
+        mut reply: Reply<I::Error>,
+    ) where
+        I: Service<Request<Body>, Response = Response<B>> + Clone,
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut reruns = self.policy.reruns;
+        let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(250));
+        loop {
+            let (transaction, attempt, listed) = match self.enter(&mut reply).await {
+                Entered::Open(transaction, attempt, listed) => (transaction, attempt, listed),
+                Entered::Abandoned(claim, sent) => {
+                    return self.answer_lost(claim, sent, reply).await;
+                }
+                Entered::Answer(response) => return reply.send(Ok(response)),
+            };
+            if reruns == self.policy.reruns {
+                self.shared.count(Event::Executed);
+            }
+            let slot = Slot::new(transaction);
+            let context = IdempotencyContext::new(self.identity.clone(), 1, Standing::Transaction);
+            let mut request = Request::from_parts(parts.clone(), body.clone().into_body());
+            self.prepare(&mut request, &context, true);
+            request.extensions_mut().insert(slot.clone());
+            let limit = self.policy.execution_limit.unwrap_or(S::EXECUTION_LIMIT);
+            // The one that was polled ready; another run needs a clone, which is not.
+            let again = inner.clone();
+            let ended = self.perform(inner, request, limit).await;
+            inner = again;
+            let finished = self.finish(&attempt, slot, ended, context.references());
+            match finished.await {
+                Finished::Conflict(code) if reruns > 0 => {
+                    tracing::info!(id = %self.identity.id(), %code, "rolled back, runs again");
+                    reruns -= 1;
+                    if let Err(error) = poll_fn(|context| inner.poll_ready(context)).await {
+                        return reply.send(Err(error));
+                    }
+                }
+                Finished::Conflict(code) => {
+                    drop(listed);
+                    return reply.send(Ok(self.render(Rejection::new(code))));
+                }
+                Finished::Answer(answer) => {
+                    // A client that retries at once must not be told that its request is running.
+                    drop(listed);
+                    return reply.send(answer);
+                }
+            }
+            drop(listed);
+            backoff.pause().await;
+        }
+    }
+
+    /// A replay opens no transaction, and waiting holds none.
+    async fn enter<E>(&self, reply: &mut Reply<E>) -> Entered<S::Transaction> {
+        let Ok(token) = Token::random() else {
+            return Entered::Answer(self.reject(Rejection::new(Code::StoreUnavailable)));
+        };
+        let attempt = self.claim_request(token);
+        let give_up = Instant::now() + self.patience();
+        let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
+        let entered_by = Instant::now() + self.shared.store_timeout;
+        let mut round = 0;
+        loop {
+            let existing = match self.try_enter(&attempt).await {
+                Ok(Some(Entered::Answer(answer))) => return Entered::Answer(answer),
+                Ok(Some(entered)) => return entered,
+                Ok(None) if round < ROUNDS => {
+                    round += 1;
+                    continue;
+                }
+                Ok(None) => {
+                    let changing = StoreError::unavailable("record changed in every round");
+                    return Entered::Answer(self.transaction_down(&changing));
+                }
+                Err(Refusal::Entering) if Instant::now() < entered_by => {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    continue;
+                }
+                Err(Refusal::Entering) => IN_PROGRESS,
+                Err(Refusal::Existing(existing)) => existing,
+                Err(Refusal::Store(error)) => {
+                    return Entered::Answer(self.transaction_down(&error));
+                }
+            };
+            let now = Instant::now();
+            let is_running = matches!(existing, Existing::InProgress { .. });
+            if !is_running || now >= give_up {
+                return Entered::Answer(self.answer_existing(existing));
+            }
+            let pause = backoff.next_pause().min(give_up - now);
+            if timeout(pause, reply.closed()).await.is_ok() {
+                // The client is gone: the first answer will be in the record.
+                return Entered::Answer(self.answer_existing(existing));
+            }
+        }
+    }
+
+    /// `None`: look again.
+    async fn try_enter(
+        &self,
+        attempt: &ClaimRequest,
+    ) -> Result<Option<Entered<S::Transaction>>, Refusal> {
+        let core = &self.shared.core;
+        if let Some(existing) = core.running.find(&self.identity, &self.fingerprint) {
+            return Err(Refusal::Existing(existing));
+        }
+        let lookup = self.guarded(|| core.store.lookup(&self.identity, &self.fingerprint));
+        if let Some(existing) = lookup.await? {
+            let is_lost =
+                matches!(&existing, Existing::InProgress { lease_left } if lease_left.is_zero());
+            if !is_lost {
+                return Err(Refusal::Existing(existing));
+            }
+        }
+        let listed = core
+            .running
+            .enter(&self.identity, &self.fingerprint, attempt.token);
+        let listed = match listed {
+            Ok(listed) => listed,
+            Err(Occupant::Running(existing)) => return Err(Refusal::Existing(existing)),
+            Err(Occupant::Entering) => return Err(Refusal::Entering),
+        };
+        let limit = self.policy.execution_limit.unwrap_or(S::EXECUTION_LIMIT);
+        match self.guarded(|| core.store.begin(attempt, limit)).await? {
+            Begun::Open(transaction) => {
+                core.running.confirm(attempt.token);
+                Ok(Some(Entered::Open(transaction, attempt.clone(), listed)))
+            }
+            Begun::Locked => Err(Refusal::Existing(IN_PROGRESS)),
+            Begun::Recorded => self.clear(attempt).await,
+        }
+    }
+
+    /// A record is in the way. It is what a leased attempt may have left behind, or an answer that is
+    /// over: a claim knows what to do with either, and is given up again.
+    async fn clear(
+        &self,
+        attempt: &ClaimRequest,
+    ) -> Result<Option<Entered<S::Transaction>>, Refusal> {
+        let store = &self.shared.core.store;
+        let sent = Instant::now();
+        match self.try_claim(attempt).await? {
+            Claimed::Acquired(claim) => {
+                let released = self.until_timeout(|| store.release(&claim)).await;
+                released.inspect_err(|_| self.withdraw(claim.clone()))?;
+                Ok(None)
+            }
+            Claimed::Abandoned(claim) => Ok(Some(Entered::Abandoned(claim, sent))),
+            Claimed::Existing(existing) => Err(Refusal::Existing(existing)),
+        }
+    }
+
+    /// Takes the transaction back from the handler, and ends it as the handler's answer says.
+    async fn finish<E>(
+        &self,
+        attempt: &ClaimRequest,
+        slot: Slot<S::Transaction>,
+        ended: Ended<E>,
+        references: References,
+    ) -> Finished<E> {
+        let Some(transaction) = slot.close() else {
+            tracing::error!(id = %self.identity.id(), operation = self.identity.operation(),
+                "the transaction outlived its handler: nothing is committed");
+            return Finished::Answer(Ok(self.render(Rejection::new(Code::TransactionHeld))));
+        };
+        let (writes, held) = match disposition(&ended) {
+            TransactionalDisposition::Commit => (Writes::Keep, false),
+            TransactionalDisposition::Refuse => (Writes::Undo, false),
+            TransactionalDisposition::Hold => (Writes::Undo, true),
+            TransactionalDisposition::Undo => {
+                self.roll_back(transaction).await;
+                return Finished::Answer(self.answer_of(ended).await);
+            }
+            TransactionalDisposition::Conflict => {
+                self.roll_back(transaction).await;
+                return Finished::Conflict(Code::TransactionConflict);
+            }
+        };
+        let (mut answer, answered) = self.answers(ended, Disposition::Store).await;
+        let entry = Entry {
+            writes,
+            held,
+            completion: Completion {
+                answer: answered,
+                references,
+            },
+        };
+        if held {
+            self.warn_held();
+        }
+        match self.commit(attempt, transaction, &entry).await {
+            Ok(expires_at) => {
+                if let (false, Ok(response)) = (held, &mut answer) {
+                    self.show_expiry(response.headers_mut(), expires_at);
+                }
+                Finished::Answer(answer)
+            }
+            Err(error) => self.uncommitted(&error).await,
+        }
+    }
+
+    async fn roll_back(&self, transaction: S::Transaction) {
+        let store = &self.shared.core.store;
+        let rollback = timeout(self.shared.store_timeout, store.rollback(transaction));
+        if rollback.await.is_err() {
+            tracing::warn!(id = %self.identity.id(), "rollback is not acknowledged");
+        }
+    }
+
+    /// Until it is known whether it is committed, or the settle timeout is over.
+    async fn commit(
+        &self,
+        attempt: &ClaimRequest,
+        transaction: S::Transaction,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        let store = &self.shared.core.store;
+        let deadline = tokio::time::Instant::now() + self.policy.settle_timeout;
+        let commit = store.commit(transaction, attempt, entry);
+        let mut unknown = match tokio::time::timeout_at(deadline, commit).await {
+            Ok(Err(CommitError::Unknown(error))) => error,
+            Ok(known) => return known,
+            Err(elapsed) => StoreError::unavailable(elapsed),
+        };
+        self.warn_unacknowledged(&unknown);
+        let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(250));
+        while tokio::time::Instant::now() < deadline {
+            let confirmed = tokio::time::timeout_at(deadline, store.confirm(attempt)).await;
+            match confirmed {
+                Ok(Ok(Verdict::Committed(expires_at))) => return Ok(expires_at),
+                Ok(Ok(Verdict::Recorded)) => return Err(CommitError::Recorded),
+                Ok(Ok(Verdict::RolledBack)) => return Err(CommitError::Conflict(unknown)),
+                Ok(Err(error)) => unknown = error,
+                Err(elapsed) => unknown = StoreError::unavailable(elapsed),
+            }
+            backoff.pause().await;
+        }
+        Err(CommitError::Unknown(unknown))
+    }
+
+    fn warn_unacknowledged(&self, error: &StoreError) {
+        let cause: &dyn std::error::Error = error;
+        tracing::warn!(id = %self.identity.id(), error = cause, source = cause.source(), "commit is not acknowledged");
+    }
+
+    async fn uncommitted<E>(&self, error: &CommitError) -> Finished<E> {
+        let id = self.identity.id();
+        let operation = self.identity.operation();
+        let source = std::error::Error::source(error);
+        let code = match error {
+            CommitError::Conflict(_) => return Finished::Conflict(Code::TransactionConflict),
+            CommitError::Recorded => return Finished::Answer(Ok(self.look_again().await)),
+            CommitError::Aborted(_) => {
+                tracing::error!(%id, operation, error = source, "{error}");
+                return Finished::Conflict(Code::TransactionAborted);
+            }
+            CommitError::Ended => {
+                tracing::error!(%id, operation, "{error}");
+                Code::TransactionEnded
+            }
+            CommitError::Unknown(_) => {
+                tracing::error!(%id, operation, error = source, "{error}");
+                Code::AnswerNotRecorded
+            }
+        };
+        Finished::Answer(Ok(self.render(Rejection::new(code))))
+    }
+
+    /// A route that promises a transaction never runs without one, whatever its policy says of a
+    /// store that is down.
+    fn transaction_down(&self, error: &StoreError) -> Response<Body> {
+        let cause: &dyn std::error::Error = error;
+        let id = self.identity.id();
+        if error.kind() == StoreErrorKind::Corrupt {
+            tracing::error!(%id, error = cause, source = cause.source(), "record cannot be read");
+            return self.reject(Rejection::new(Code::RecordUnreadable));
+        }
+        tracing::warn!(%id, error = cause, source = cause.source(), "cannot begin");
+        self.reject(Rejection::new(Code::StoreUnavailable))
+    }
+}
+
+/// Why an operation does not enter.
+enum Refusal {
+    Existing(Existing),
+    /// Another request of this process is about to, and it is not known yet whether it may.
+    Entering,
+    Store(StoreError),
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+fn disposition<E>(ended: &Ended<E>) -> TransactionalDisposition {
+    let ending = match ended {
+        Ended::Answered(response, outcome) => Ending::Answered(response.status(), *outcome),
+        Ended::Streaming(response, outcome) => Ending::Answered(response.status(), *outcome),
+        Ended::Failed(_) | Ended::Error(_) => Ending::Unknown,
+    };
+    Policy::transactional_disposition(ending)
+}

@@ -1,0 +1,262 @@
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
+
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, Postgres, Row as _, Transaction,
+};
+use uuid::Uuid;
+
+use super::types::PgUuid;
+use super::{PgStore, PgStoreBuilder};
+use crate::identity::Identity;
+use crate::store::lent;
+use crate::store::protocol::{Records, State};
+use crate::store::sql::time;
+use crate::store::transaction::{Begun, CommitError, Entry, TransactionalStore, Verdict, Writes};
+use crate::store::tx_error::is_conflict;
+use crate::store::{ClaimRequest, StoreError, Token};
+
+/// The transaction of a transactional route on a [`PgStore`]; dereferences to
+/// [`PgConnection`](sqlx::PgConnection).
+///
+/// ```
+/// use axum::http::StatusCode;
+/// use tower_idempotency::postgres::{Tx, TxError};
+///
+/// async fn charge(mut tx: Tx, amount: String) -> Result<StatusCode, TxError> {
+///     sqlx::query("insert into charge (amount) values ($1)")
+///         .bind(amount)
+///         .execute(&mut *tx)
+///         .await?;
+///     Ok(StatusCode::CREATED)
+/// }
+/// ```
+pub type Tx = crate::store::Tx<Transaction<'static, Postgres>>;
+
+/// How many transactions a store has open at once, where nothing else is said.
+pub(super) const MAX_TRANSACTIONS: u32 = 10;
+
+/// The record comes last, and only into the transaction that carries the attempt's mark: where the
+/// handler has ended it, the mark is gone.
+const RECORD: &str = "
+with attempt as (
+    select clock_timestamp() as now,
+        current_setting('idempotency.attempt', true) = $6::text as is_open
+), record as (
+    insert into idempotency.record (
+        id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
+        claimed_at, leased_until, expires_at, sweep_at, refs, answer
+    )
+    select $1, $2, $3, $4, $5, $7, $6, 1, $8, $9, now, now, now + make_interval(secs => $10),
+        case $7 when 'held' then 'infinity' else now + make_interval(secs => $10) end, $11, $12
+    from attempt where is_open
+    on conflict (id) do nothing
+    returning expires_at
+)
+select is_open, (select extract(epoch from expires_at)::float8 from record) as expires_at
+from attempt";
+
+/// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
+/// would only release the innermost of them. The empty one that follows is rolled back in passing.
+const COMMIT: &str = "commit and chain";
+
+const UNDO: &str = "rollback to savepoint idempotency_handler";
+
+/// `raise` of `idempotency.enter`.
+const LOCKED: &str = "IK001";
+const RECORDED: &str = "IK002";
+
+/// A connection that is not out of its transaction by now is of no more use.
+pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
+    let mut server = settings.pool.connect_options().as_ref().clone();
+    if settings.pgbouncer {
+        server = server.statement_cache_capacity(0);
+    }
+    PgPoolOptions::new()
+        .max_connections(settings.max_transactions)
+        .acquire_timeout(settings.statement_timeout)
+        .test_before_acquire(false)
+        .after_release(|connection, _| {
+            let is_clean = !connection.is_in_transaction();
+            Box::pin(async move { Ok(is_clean) })
+        })
+        .connect_lazy_with(server.application_name("tower-idempotency"))
+}
+
+/// Everything before the handler, in one round trip. It begins as the implicit transaction of a
+/// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
+/// 55.2.2.1): if the operation cannot be entered, nothing is left open.
+///
+/// Time limits of the application that are stricter stay as they are.
+fn begin(request: &ClaimRequest, limit: Duration) -> String {
+    let (id, token) = (
+        request.identity.id(),
+        Uuid::from_bytes(*request.token.as_bytes()),
+    );
+    let lock = lock_of(&request.identity);
+    let limit = limit.as_millis().clamp(1, i32::MAX as u128);
+    format!(
+        "set transaction isolation level read committed;
+        select set_config('idempotency.attempt', '{token}', true),
+            set_config('idempotency.identity', '{id}', true);
+        select set_config('synchronous_commit', 'on', true)
+        where current_setting('synchronous_commit') = 'off';
+        select set_config(name, '{limit}ms', true)
+        from unnest(array['statement_timeout', 'idle_in_transaction_session_timeout']) as name
+        where current_setting(name)::interval not between '1 ms' and '{limit} ms';
+        select idempotency.enter('{id}', {lock});
+        begin;
+        savepoint idempotency_handler"
+    )
+}
+
+/// Not of the id, which is partly the client's to choose.
+fn lock_of(identity: &Identity) -> i64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&identity.digest()[16..24]);
+    i64::from_be_bytes(bytes)
+}
+
+impl TransactionalStore for PgStore {
+    type Transaction = Transaction<'static, Postgres>;
+
+    const EXECUTION_LIMIT: Duration = Duration::from_secs(60);
+
+    async fn begin(
+        &self,
+        request: &ClaimRequest,
+        limit: Duration,
+    ) -> Result<Begun<Self::Transaction>, StoreError> {
+        let pool = self.transactions.clone();
+        let begin = AssertSqlSafe(begin(request, limit));
+        // In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled
+        // (https://github.com/launchbadge/sqlx/issues/4385).
+        let begun = tokio::spawn(async move { pool.begin_with(begin).await });
+        match begun.await.map_err(StoreError::unavailable)? {
+            Ok(transaction) => Ok(Begun::Open(transaction)),
+            Err(error) => match code(&error).as_deref() {
+                Some(LOCKED) => Ok(Begun::Locked),
+                Some(RECORDED) => Ok(Begun::Recorded),
+                _ => Err(lent::error(error)),
+            },
+        }
+    }
+
+    async fn commit(
+        &self,
+        mut transaction: Self::Transaction,
+        request: &ClaimRequest,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        let connection = &mut *transaction;
+        if entry.writes == Writes::Undo {
+            connection.execute(UNDO).await.map_err(refused)?;
+        }
+        let expires_at = record(connection, request, entry).await?;
+        match connection.execute(COMMIT).await {
+            Ok(_) => Ok(expires_at),
+            Err(error) if is_certain(&error) => Err(refused(error)),
+            Err(error) => Err(CommitError::Unknown(StoreError::unavailable(error))),
+        }
+    }
+
+    async fn rollback(&self, transaction: Self::Transaction) {
+        if let Err(error) = transaction.rollback().await {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(error = cause, "cannot roll back; the server will");
+        }
+    }
+
+    /// A row under the same id waits for the old transaction to end, and is never committed: that
+    /// would be a record without an effect.
+    async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
+        if self.probe(request).await? {
+            return Ok(Verdict::RolledBack);
+        }
+        match self.select(&request.identity).await? {
+            Some(row) if row.token == request.token && row.state != State::Running => {
+                Ok(Verdict::Committed(row.expires_at))
+            }
+            Some(_) => Ok(Verdict::Recorded),
+            None => Err(StoreError::unavailable("the record vanished")),
+        }
+    }
+}
+
+impl PgStore {
+    /// Whether the identity has no record, committed or about to be.
+    async fn probe(&self, request: &ClaimRequest) -> Result<bool, StoreError> {
+        let probe = ClaimRequest {
+            token: Token::random()?,
+            ..request.clone()
+        };
+        let mut connection = self.connection().await?;
+        let result = async {
+            let mut transaction = self.begin(&mut connection).await?;
+            let query = super::claim::insert(&probe).persistent(false);
+            let inserted = query.fetch_optional(&mut *transaction).await?;
+            transaction.rollback().await?;
+            Ok(inserted.is_some())
+        };
+        let result = result.await;
+        connection.finish(result)
+    }
+}
+
+async fn record(
+    connection: &mut PgConnection,
+    request: &ClaimRequest,
+    entry: &Entry,
+) -> Result<SystemTime, CommitError> {
+    let identity = &request.identity;
+    let row = sqlx::query(RECORD)
+        .bind(PgUuid::from(identity.id()))
+        .bind(identity.digest().as_slice())
+        .bind(identity.scope())
+        .bind(identity.operation())
+        .bind(identity.key())
+        .bind(PgUuid::from(request.token))
+        .bind(if entry.held { "held" } else { "completed" })
+        .bind(request.lost.as_sql())
+        .bind(request.fingerprint.to_bytes())
+        .bind(request.ttl.as_secs_f64())
+        .bind(entry.completion.references.to_json())
+        .bind((!entry.held).then(|| entry.completion.answer.encode()))
+        .fetch_one(connection)
+        .await
+        .map_err(refused)?;
+    // A transaction of nobody's has no mark, and the mark of an ended one reads as empty.
+    let is_open: Option<bool> = row.try_get("is_open").map_err(refused)?;
+    if is_open != Some(true) {
+        return Err(CommitError::Ended);
+    }
+    let expires_at: Option<f64> = row.try_get("expires_at").map_err(refused)?;
+    let expires_at = expires_at.ok_or(CommitError::Recorded)?;
+    time(expires_at).map_err(CommitError::Aborted)
+}
+
+/// What an error before the commit, or of a commit that was refused, says of the transaction.
+fn refused(error: Error) -> CommitError {
+    match code(&error).as_deref() {
+        // No savepoint of ours, or no transaction to have one.
+        Some("3B001" | "25P01") => CommitError::Ended,
+        _ if is_certain(&error) && !is_conflict(&error) => {
+            CommitError::Aborted(StoreError::unavailable(error))
+        }
+        _ => CommitError::Conflict(StoreError::unavailable(error)),
+    }
+}
+
+/// A server that reports an `ERROR` has not committed: once the commit is written, only `FATAL` and
+/// `PANIC` are left to it.
+fn is_certain(error: &Error) -> bool {
+    let error = error.as_database_error();
+    let error = error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    error.is_some_and(|error| error.severity() == PgSeverity::Error)
+}
+
+fn code(error: &Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(DatabaseError::code)
+}

@@ -1,0 +1,53 @@
+use std::fmt;
+
+use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
+use sqlx::Error;
+
+use crate::outcome::Outcome;
+
+/// Whether a statement failed because another transaction was in its way: a serialization failure or
+/// a deadlock. The same statements may succeed in a new transaction.
+///
+/// An error type of your own says so by [`Outcome::Conflict`] in its response; [`TxError`] does.
+#[must_use]
+pub fn is_conflict(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code.len() == 5 && code.starts_with("40"))
+}
+
+/// A failed statement as the answer of a handler: 500, or, for a
+/// [conflict](is_conflict), 503 `transaction-conflict` or [another run](crate::Policy::with_reruns).
+/// The source is logged, and never shown to a client.
+#[derive(Debug)]
+pub struct TxError(Error);
+
+impl From<Error> for TxError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+impl fmt::Display for TxError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a statement of the handler failed")
+    }
+}
+
+impl std::error::Error for TxError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+impl IntoResponse for TxError {
+    fn into_response(self) -> Response {
+        let cause: &dyn std::error::Error = &self.0;
+        tracing::error!(error = cause, "{self}");
+        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        if is_conflict(&self.0) {
+            response.extensions_mut().insert(Outcome::Conflict);
+        }
+        response
+    }
+}

@@ -1,0 +1,78 @@
+//! PostgreSQL: what a request costs the database, and what its transaction is like.
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::post;
+use sqlx::Row as _;
+use tower_idempotency::PgStore;
+use tower_idempotency::postgres::{Tx, TxError};
+
+use crate::bank::postgres::Bank;
+use crate::bank::{Banking, paid};
+use crate::site::{Runs, Sent, Site, policy};
+
+/// I-2: effect if and only if record.
+#[tokio::test]
+async fn the_handlers_write_and_the_record_carry_one_transaction_id() {
+    let bank = Bank::start().await;
+    let site = bank.open(&Runs::free(), policy()).await;
+    paid(&site, "a", "201").await.assert_run(1);
+    let same: bool =
+        sqlx::query_scalar("select ledger.xmin = record.xmin from ledger, idempotency.record")
+            .fetch_one(&bank.pool)
+            .await
+            .unwrap();
+    assert!(same);
+}
+
+async fn settings(mut tx: Tx) -> Result<(StatusCode, String), TxError> {
+    let names = "select current_setting('transaction_isolation') || ' ' ||
+        current_setting('synchronous_commit') || ' ' || current_setting('statement_timeout') || ' '
+        || current_setting('idle_in_transaction_session_timeout')";
+    let row = sqlx::query(names).fetch_one(&mut *tx).await?;
+    Ok((StatusCode::CREATED, row.try_get(0)?))
+}
+
+async fn settings_under(sql: &'static str) -> String {
+    let bank = Bank::start().await;
+    let alter = sql.replace("DB", &format!("database \"{}\"", bank.database.name));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(alter))
+        .execute(&bank.pool)
+        .await
+        .unwrap();
+    // Connections of its own read the new defaults.
+    let store = PgStore::new(bank.database.pool(1).await);
+    let scope = tower_idempotency::Scope::header("x-tenant").unwrap();
+    let layer = tower_idempotency::IdempotencyLayer::new(store, scope).transactional();
+    let site = Site::start(
+        Router::new()
+            .route("/settings", post(settings))
+            .layer(layer),
+    )
+    .await;
+    let answer = site.send(Sent::post("/settings").key("a")).await;
+    assert_eq!(answer.status, StatusCode::CREATED);
+    String::from_utf8(answer.body.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn d15_a_transaction_is_durable_where_the_server_is_not() {
+    let shown = settings_under("alter DB set synchronous_commit = off").await;
+    assert_eq!(shown, "read committed on 1min 1min");
+}
+
+#[tokio::test]
+async fn d18_a_transaction_is_read_committed_whatever_the_default_is() {
+    let shown = settings_under("alter DB set default_transaction_isolation = serializable").await;
+    assert_eq!(shown, "read committed on 1min 1min");
+}
+
+#[tokio::test]
+async fn a_stricter_time_limit_of_the_application_is_kept() {
+    let shown = settings_under(
+        "alter DB set statement_timeout = '5s';
+         alter DB set idle_in_transaction_session_timeout = '2h'",
+    )
+    .await;
+    assert_eq!(shown, "read committed on 5s 1min");
+}
