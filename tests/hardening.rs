@@ -26,6 +26,8 @@ mod fresh;
 mod full;
 #[path = "hardening/held.rs"]
 mod held;
+#[path = "hardening/late.rs"]
+mod late;
 #[path = "hardening/nested.rs"]
 mod nested;
 #[path = "hardening/overflow.rs"]

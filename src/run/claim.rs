@@ -38,6 +38,7 @@ impl<S: Store> Exchange<S> {
         let give_up = Instant::now() + self.patience();
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
         let mut late = 0;
+        let mut unheard = false;
         // When the lease was asked for that the record may have: a claim that meets its own token
         // renews nothing.
         let mut asked = None;
@@ -46,7 +47,7 @@ impl<S: Store> Exchange<S> {
             let running = &self.shared.core.running;
             let claimed = match running.find(&self.identity, &self.fingerprint) {
                 Some(existing) => Ok(Claimed::Existing(existing)),
-                None => self.try_claim(&request).await,
+                None => self.try_claim(&request, &mut unheard).await,
             };
             match claimed {
                 Ok(Claimed::Acquired(claim)) => match self.fresh(&claim, sent).await {
@@ -64,14 +65,10 @@ impl<S: Store> Exchange<S> {
                 Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
                 Ok(Claimed::Existing(existing)) => {
                     asked = None;
-                    let now = Instant::now();
-                    let running = matches!(existing, Existing::InProgress { .. });
-                    if !running || now >= give_up {
-                        return Entry::Answer(self.answer_existing(existing));
-                    }
-                    let pause = backoff.next_pause().min(give_up - now);
-                    if tokio::time::timeout(pause, reply.closed()).await.is_ok() {
-                        // The client is gone: the first answer will be in the record.
+                    if !may_change(&existing, give_up, &mut backoff, reply).await {
+                        if unheard {
+                            self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
+                        }
                         return Entry::Answer(self.answer_existing(existing));
                     }
                 }
@@ -120,14 +117,24 @@ impl<S: Store> Exchange<S> {
     }
 
     /// Sends the claim, again after an error, until the store timeout. A claim whose acknowledgement
-    /// was lost meets its own token.
-    async fn try_claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+    /// was lost meets its own token, unless it is `unheard` and still under way.
+    async fn try_claim(
+        &self,
+        request: &ClaimRequest,
+        unheard: &mut bool,
+    ) -> Result<Claimed, StoreError> {
         let breaker = self.shared.breaker.clone();
         let admission = breaker
             .admit()
             .ok_or_else(|| StoreError::unavailable("breaker is open after failures in a row"))?;
         let store = &self.shared.core.store;
-        let result = self.until_timeout(|| store.claim(request)).await;
+        let mut sent = 0;
+        let claim = || {
+            sent += 1;
+            store.claim(request)
+        };
+        let result = self.until_timeout(claim).await;
+        *unheard |= sent > 1;
         match &result {
             Err(error) if error.kind() == StoreErrorKind::Unavailable => {
                 self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
@@ -208,4 +215,20 @@ impl<S: Store> Exchange<S> {
             drop(permit);
         });
     }
+}
+
+/// Waits a while where the first request is running. Not beyond `give_up`, nor when the client is
+/// gone: the answer will be in the record.
+async fn may_change<E>(
+    existing: &Existing,
+    give_up: Instant,
+    backoff: &mut Backoff,
+    reply: &mut Reply<E>,
+) -> bool {
+    let now = Instant::now();
+    if !matches!(existing, Existing::InProgress { .. }) || now >= give_up {
+        return false;
+    }
+    let pause = backoff.next_pause().min(give_up - now);
+    tokio::time::timeout(pause, reply.closed()).await.is_err()
 }

@@ -4,13 +4,13 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::PgStore;
-use super::connection::Done;
+use super::connection::{Done, is_locked};
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::lent::error;
-use crate::store::protocol::{Records, Row, State, Takeover};
+use crate::store::protocol::{Inserted, Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
@@ -62,7 +62,7 @@ where id = (
 )";
 
 impl Records for PgStore {
-    async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
+    async fn insert(&self, request: &ClaimRequest) -> Result<Inserted, StoreError> {
         let identity = &request.identity;
         let query = sqlx::query(INSERT)
             .bind(PgUuid::from(identity.id()))
@@ -75,7 +75,11 @@ impl Records for PgStore {
             .bind(request.fingerprint.to_bytes())
             .bind(request.lease.as_secs_f64())
             .bind(request.ttl.as_secs_f64());
-        returned(&self.run(query).await?)
+        let done = match self.try_run(query).await {
+            Err(locked) if is_locked(&locked) => return Ok(Inserted::Undecided),
+            done => done.map_err(error)?,
+        };
+        Ok(returned(&done)?.map_or(Inserted::Taken, Inserted::Until))
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
