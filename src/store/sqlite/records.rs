@@ -184,9 +184,11 @@ fn read(row: &SqliteRow) -> Result<Row, StoreError> {
 }
 
 pub(super) fn token(row: &SqliteRow) -> Result<Token, StoreError> {
-    let bytes: Vec<u8> = row.try_get("token").map_err(error)?;
+    uuid(row, "token").map(Token::from_bytes)
+}
+
+pub(super) fn uuid(row: &SqliteRow, column: &str) -> Result<[u8; 16], StoreError> {
+    let bytes: Vec<u8> = row.try_get(column).map_err(error)?;
     let bytes = bytes.try_into();
-    bytes
-        .map(Token::from_bytes)
-        .map_err(|_| StoreError::corrupt("token is not 16 bytes long"))
+    bytes.map_err(|_| StoreError::corrupt("id or token is not 16 bytes long"))
 }
