@@ -1,9 +1,11 @@
-//! The attempts of this process: kept alive by one heartbeat for all leases of one length.
+//! The attempts of this process: kept alive by one heartbeat for all leases of one length in one
+//! runtime.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use crate::fingerprint::Fingerprint;
@@ -60,9 +62,16 @@ struct Attempts {
     by_token: HashMap<Token, Attempt>,
     /// The latest attempt of an operation.
     latest: HashMap<Identity, Token>,
-    /// Who renews leases of a length. Each length has its own: what is too slow for a short lease,
-    /// or what a long one waits for, must not end the others.
-    hearts: HashMap<Duration, Arc<Notify>>,
+    hearts: HashMap<Pulse, Arc<Notify>>,
+}
+
+/// Which leases are renewed together. Each length has its own heart: what is too slow for a short
+/// lease, or what a long one waits for, must not end the others. So has each runtime: it lives as
+/// long as the attempts that run in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pulse {
+    length: Duration,
+    runtime: Id,
 }
 
 #[derive(Debug)]
@@ -84,6 +93,7 @@ enum ClaimState {
 #[derive(Debug)]
 struct Kept {
     renewal: LeaseRenewal,
+    pulse: Pulse,
     lease: Arc<Lease>,
     next_beat: Instant,
 }
@@ -129,11 +139,11 @@ impl Attempts {
         }
     }
 
-    fn kept(&self) -> impl Iterator<Item = &Kept> {
+    fn kept(&self, pulse: Pulse) -> impl Iterator<Item = &Kept> {
         let claims = self.by_token.values().map(|attempt| &attempt.claim);
-        claims.filter_map(|claim| match claim {
-            ClaimState::Kept(kept) => Some(kept),
-            ClaimState::Lost | ClaimState::Never => None,
+        claims.filter_map(move |claim| match claim {
+            ClaimState::Kept(kept) if kept.pulse == pulse => Some(kept),
+            ClaimState::Kept(_) | ClaimState::Lost | ClaimState::Never => None,
         })
     }
 }
@@ -150,7 +160,8 @@ impl Running {
         found.filter(|found| is_compared || !matches!(found, Existing::Mismatch))
     }
 
-    /// Lists a claimed attempt, and keeps its lease alive from now on. `sent` is when the claim was sent.
+    /// Lists a claimed attempt, and keeps its lease alive from now on, for as long as the runtime lives
+    /// in which this is called. `sent` is when the claim was sent.
     pub(crate) fn keep<S: Store + Clone>(
         self: &Arc<Self>,
         store: &S,
@@ -160,6 +171,8 @@ impl Running {
         sent: Instant,
     ) -> (Listed, Arc<Lease>) {
         let lease = Arc::new(Lease::new(sent, length));
+        let runtime = Handle::current().id();
+        let pulse = Pulse { length, runtime };
         let attempt = Attempt {
             identity: claim.identity.clone(),
             fingerprint: fingerprint.clone(),
@@ -168,19 +181,23 @@ impl Running {
                     claim: claim.clone(),
                     lease: length,
                 },
+                pulse,
                 lease: lease.clone(),
                 next_beat: sent + length / BEATS,
             }),
         };
         let mut attempts = self.lock();
         attempts.insert(claim.token, attempt);
-        let heart = attempts.hearts.entry(length).or_insert_with(|| {
+        if let Some(changed) = attempts.hearts.get(&pulse) {
+            changed.notify_one();
+        } else {
             let changed = Arc::new(Notify::new());
-            tokio::spawn(beat(store.clone(), self.clone(), length, changed.clone()));
-            changed
-        });
-        heart.notify_one();
-        drop(attempts);
+            attempts.hearts.insert(pulse, changed.clone());
+            // A runtime that is going down drops the task at once, and its heart takes the lock.
+            drop(attempts);
+            let heart = Heart::new(self.clone(), pulse);
+            tokio::spawn(heart.beat(store.clone(), changed));
+        }
         (self.listed(claim.token), lease)
     }
 
@@ -225,23 +242,21 @@ impl Running {
     }
 
     /// When the next lease is to be renewed; `None` ends the heartbeat.
-    fn next_beat(&self, length: Duration) -> Option<Instant> {
+    fn next_beat(&self, pulse: Pulse) -> Option<Instant> {
         let mut attempts = self.lock();
-        let kept = attempts.kept().filter(|kept| kept.renewal.lease == length);
-        let next = kept.map(|kept| kept.next_beat).min();
+        let next = attempts.kept(pulse).map(|kept| kept.next_beat).min();
         if next.is_none() {
-            attempts.hearts.remove(&length);
+            attempts.hearts.remove(&pulse);
         }
         next
     }
 
     /// All leases that are due, or will be half a beat from now: one statement for them together.
-    fn due(&self, length: Duration, now: Instant) -> Vec<LeaseRenewal> {
+    fn due(&self, pulse: Pulse, now: Instant) -> Vec<LeaseRenewal> {
         let attempts = self.lock();
-        let kept = attempts.kept().filter(|kept| kept.renewal.lease == length);
-        kept.filter(|kept| kept.next_beat <= now + length / (2 * BEATS))
-            .map(|kept| kept.renewal.clone())
-            .collect()
+        let soon = now + pulse.length / (2 * BEATS);
+        let due = attempts.kept(pulse).filter(|kept| kept.next_beat <= soon);
+        due.map(|kept| kept.renewal.clone()).collect()
     }
 
     fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
@@ -275,47 +290,53 @@ impl Running {
 /// next attempt that is listed starts another.
 struct Heart {
     running: Arc<Running>,
-    length: Duration,
+    pulse: Pulse,
     beats: bool,
 }
 
 impl Drop for Heart {
     fn drop(&mut self) {
         if self.beats {
-            self.running.lock().hearts.remove(&self.length);
+            self.running.lock().hearts.remove(&self.pulse);
         }
     }
 }
 
-/// Runs while there are leases to renew. One slow or failing round is followed by the next.
-async fn beat<S: Store>(store: S, running: Arc<Running>, length: Duration, changed: Arc<Notify>) {
-    let mut heart = Heart {
-        running: running.clone(),
-        length,
-        beats: true,
-    };
-    while let Some(next) = running.next_beat(length) {
-        tokio::select! {
-            () = tokio::time::sleep_until(next.into()) => {}
-            () = changed.notified() => continue,
+impl Heart {
+    fn new(running: Arc<Running>, pulse: Pulse) -> Self {
+        Self {
+            running,
+            pulse,
+            beats: true,
         }
-        let sent = Instant::now();
-        let due = running.due(length, sent);
-        if due.is_empty() {
-            continue;
-        }
-        let outcome = renew(&store, &due, length / BEATS).await;
-        let outcome = outcome.unwrap_or_else(|error| {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot renew leases"
-            );
-            vec![Renewed::Busy; due.len()]
-        });
-        running.renewed(&due, sent, &outcome);
     }
-    // Said under the lock already: another heart may beat by now.
-    heart.beats = false;
+
+    /// Runs while there are leases to renew. One slow or failing round is followed by the next.
+    async fn beat<S: Store>(mut self, store: S, changed: Arc<Notify>) {
+        let (running, pulse) = (self.running.clone(), self.pulse);
+        while let Some(next) = running.next_beat(pulse) {
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = changed.notified() => continue,
+            }
+            let sent = Instant::now();
+            let due = running.due(pulse, sent);
+            if due.is_empty() {
+                continue;
+            }
+            let outcome = renew(&store, &due, pulse.length / BEATS).await;
+            let outcome = outcome.unwrap_or_else(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot renew leases"
+                );
+                vec![Renewed::Busy; due.len()]
+            });
+            running.renewed(&due, sent, &outcome);
+        }
+        // Said under the lock already: another heart may beat by now.
+        self.beats = false;
+    }
 }
 
 async fn renew<S: Store>(

@@ -36,6 +36,8 @@ mod overflow;
 mod panics;
 #[path = "hardening/release.rs"]
 mod release;
+#[path = "hardening/runtimes.rs"]
+mod runtimes;
 #[path = "hardening/size.rs"]
 mod size;
 #[path = "hardening/swap.rs"]
