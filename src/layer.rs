@@ -195,6 +195,11 @@ impl<S: Store> IdempotencyLayer<S> {
     /// The most keyed requests that run or wait at once; more are answered 503 `overloaded`.
     /// Default: 1,024 for all clones of this layer together.
     ///
+    /// A request takes its place once its body has arrived, so that clients who send slowly take none
+    /// away from others. Bodies on their way are bounded by the connections the server accepts, times
+    /// [`Policy::with_request_limit`]; none is read while every place is taken, unless only the body
+    /// can tell whether there is a key.
+    ///
     /// # Errors
     ///
     /// `max_running` of zero, or more than a semaphore can count.

@@ -64,7 +64,7 @@ where
 {
     let (shared, policy) = (call.shared.clone(), call.policy.clone());
     let rejected = |rejection| Ok(shared.reject(&policy, rejection));
-    if shared.permits.available_permits() == 0 {
+    if call.is_keyed() && shared.permits.available_permits() == 0 {
         return rejected(Rejection::new(Code::Overloaded));
     }
     let (exchange, body) = match call.open(&parts, body).await {
@@ -100,6 +100,11 @@ where
 }
 
 impl<S: Store> Call<S> {
+    /// Whether the body decides nothing: without a key the request is refused.
+    fn is_keyed(&self) -> bool {
+        self.key.is_some() || self.policy.key.required
+    }
+
     /// All that can be said before the store is asked. `None` for a request that tells no key where
     /// none is required.
     async fn open<B>(
