@@ -433,7 +433,10 @@ fn event(code: Code) -> Event {
         Code::OutcomeUnknown => Event::Held,
         Code::ResponseNotRetained => Event::NotRetained,
         Code::AttemptLost => Event::Lost,
-        Code::StoreUnavailable | Code::Overloaded | Code::ShuttingDown => Event::Unavailable,
+        Code::StoreUnavailable
+        | Code::Overloaded
+        | Code::ShuttingDown
+        | Code::AnswerNotRecorded => Event::Unavailable,
         Code::RecordUnreadable => Event::Unreadable,
         _ => Event::Refused,
     }

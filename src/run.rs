@@ -6,6 +6,7 @@ mod replay;
 mod settle;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use crate::layer::Shared;
 use crate::operation::original_uri;
 use crate::policy::Policy;
 use crate::rejection::{Code, Rejection};
+use crate::stats::Event;
 use crate::store::Store;
 
 use claim::Entry;
@@ -40,6 +42,7 @@ struct Exchange<S> {
     policy: Arc<Policy>,
     identity: Identity,
     fingerprint: Fingerprint,
+    counted: Arc<AtomicBool>,
 }
 
 /// # Cancel safety
@@ -82,6 +85,7 @@ where
     let Some(entered) = shared.enter() else {
         return rejected(Rejection::new(Code::ShuttingDown));
     };
+    let counted = exchange.counted.clone();
     let request = Request::from_parts(parts, body.into_body());
     let (sender, answer) = oneshot::channel();
     shared.spawn(async move {
@@ -95,6 +99,9 @@ where
     match answer.await {
         Ok(answer) => answer,
         // The runtime is going down, or a hook dropped the task: it may have run, or not.
+        Err(_) if counted.load(Ordering::Relaxed) => {
+            Ok(shared.render(&policy, Rejection::new(Code::AnswerNotRecorded)))
+        }
         Err(_) => rejected(Rejection::new(Code::AnswerNotRecorded)),
     }
 }
@@ -144,6 +151,7 @@ impl<S: Store> Call<S> {
             policy,
             identity,
             fingerprint,
+            counted: Arc::default(),
         };
         Ok((Some(exchange), body))
     }
@@ -169,8 +177,14 @@ impl<S: Store> Exchange<S> {
 }
 
 impl<S: Store> Exchange<S> {
+    fn count(&self, event: Event) {
+        self.counted.store(true, Ordering::Relaxed);
+        self.shared.count(event);
+    }
+
     /// Counts the rejection and makes an answer of it.
     fn reject(&self, rejection: Rejection) -> Response<Body> {
+        self.counted.store(true, Ordering::Relaxed);
         self.shared.reject(&self.policy, rejection)
     }
 
