@@ -35,6 +35,8 @@ pub struct Delays {
     /// Makes one claim fail, and take effect this much later. Until then the key is in progress.
     pub claim_late: Mutex<Option<Duration>>,
     pub claim_undecided: AtomicBool,
+    /// Loses the acknowledgement of one release, and lets this claim in before the next.
+    pub release_then: Mutex<Option<ClaimRequest>>,
     pub complete_down: Mutex<bool>,
 }
 
@@ -103,7 +105,13 @@ impl<S: Store + Clone> Store for Slow<S> {
         .await
     }
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
-        self.store.release(claim).await
+        let then = self.delays.release_then.lock().unwrap().take();
+        self.store.release(claim).await?;
+        if let Some(next) = then {
+            self.store.claim(&next).await?;
+            return Err(StoreError::unavailable("connection is lost"));
+        }
+        Ok(())
     }
     async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
         self.store.hold(claim, references).await
