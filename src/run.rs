@@ -174,9 +174,7 @@ impl<S: Store> Exchange<S> {
             }
         }
     }
-}
 
-impl<S: Store> Exchange<S> {
     fn count(&self, event: Event) {
         self.counted.store(true, Ordering::Relaxed);
         self.shared.count(event);

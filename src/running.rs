@@ -126,13 +126,20 @@ impl Attempts {
         }
     }
 
-    /// What a duplicate is answered while this process runs the operation. Its attempt is compared
-    /// by a fingerprint that the store has confirmed, or that nothing can be compared with.
-    fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
+    /// What a duplicate is answered while this process runs the operation. A run without a claim was
+    /// not compared with the record, so another request is for the store to judge, while it is up.
+    fn find(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+        store_is_up: bool,
+    ) -> Option<Existing> {
         let running = self.by_token.get(self.latest.get(identity)?)?;
+        let is_same = fingerprint.matches(&running.fingerprint);
         match running.claim {
             ClaimState::Lost => None,
-            _ if !fingerprint.matches(&running.fingerprint) => Some(Existing::Mismatch),
+            ClaimState::Never if store_is_up && !is_same => None,
+            _ if !is_same => Some(Existing::Mismatch),
             _ => Some(Existing::InProgress {
                 lease_left: Duration::from_secs(1),
             }),
@@ -150,14 +157,9 @@ impl Attempts {
 
 impl Running {
     /// What a duplicate is answered while this process runs the operation, even when its lease has
-    /// run out because the store could not be reached. A run without a claim was not compared with
-    /// the record, so another request is for the store to judge.
+    /// run out because the store could not be reached.
     pub(crate) fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
-        let attempts = self.lock();
-        let running = attempts.by_token.get(attempts.latest.get(identity)?)?;
-        let is_compared = !matches!(running.claim, ClaimState::Never);
-        let found = attempts.find(identity, fingerprint);
-        found.filter(|found| is_compared || !matches!(found, Existing::Mismatch))
+        self.lock().find(identity, fingerprint, true)
     }
 
     /// Lists a claimed attempt, and keeps its lease alive from now on, for as long as the runtime lives
@@ -210,7 +212,7 @@ impl Running {
         token: Token,
     ) -> Result<Listed, Existing> {
         let mut attempts = self.lock();
-        if let Some(existing) = attempts.find(identity, fingerprint) {
+        if let Some(existing) = attempts.find(identity, fingerprint, false) {
             return Err(existing);
         }
         let attempt = Attempt {

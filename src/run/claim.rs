@@ -37,34 +37,16 @@ impl<S: Store> Exchange<S> {
         let request = self.claim_request(token);
         let give_up = Instant::now() + self.patience();
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
-        let mut late = 0;
         let mut unheard = false;
-        // When the lease was asked for that the record may have: a claim that meets its own token
-        // renews nothing.
-        let mut asked = None;
         loop {
-            let sent = *asked.get_or_insert_with(Instant::now);
-            let running = &self.shared.core.running;
-            let claimed = match running.find(&self.identity, &self.fingerprint) {
-                Some(existing) => Ok(Claimed::Existing(existing)),
-                None => self.try_claim(&request, &mut unheard).await,
+            let (claimed, sent) = match self.claim_in_time(&request, &mut unheard).await {
+                Ok(known) => known,
+                Err(error) => return self.store_down(&request, &error),
             };
             match claimed {
-                Ok(Claimed::Acquired(claim)) => match self.fresh(&claim, sent).await {
-                    Ok(Some(sent)) => return Entry::Claimed(claim, sent),
-                    // Somebody has taken over, or the store is slow: look again.
-                    Ok(None) if late < 2 => late += 1,
-                    Ok(None) => {
-                        self.withdraw(claim);
-                        let error =
-                            StoreError::unavailable("leases are over before they are known");
-                        return self.store_down(&request, &error);
-                    }
-                    Err(error) => return self.store_down(&request, &error),
-                },
-                Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
-                Ok(Claimed::Existing(existing)) => {
-                    asked = None;
+                Claimed::Acquired(claim) => return Entry::Claimed(claim, sent),
+                Claimed::Abandoned(claim) => return Entry::Abandoned(claim, sent),
+                Claimed::Existing(existing) => {
                     if !may_change(&existing, give_up, &mut backoff, reply).await {
                         if unheard {
                             self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
@@ -72,9 +54,34 @@ impl<S: Store> Exchange<S> {
                         return Entry::Answer(self.answer_existing(existing));
                     }
                 }
-                Err(error) => return self.store_down(&request, &error),
             }
         }
+    }
+
+    /// What the claim met, and when the lease was asked for that its record may have: a claim that
+    /// meets its own token renews nothing. A lease that is lost before it is known is asked for again.
+    async fn claim_in_time(
+        &self,
+        request: &ClaimRequest,
+        unheard: &mut bool,
+    ) -> Result<(Claimed, Instant), StoreError> {
+        let sent = Instant::now();
+        for _ in 0..3 {
+            let running = &self.shared.core.running;
+            let claimed = match running.find(&self.identity, &self.fingerprint) {
+                Some(existing) => Claimed::Existing(existing),
+                None => self.try_claim(request, unheard).await?,
+            };
+            let Claimed::Acquired(claim) = &claimed else {
+                return Ok((claimed, sent));
+            };
+            if let Some(sent) = self.fresh(claim, sent).await? {
+                return Ok((claimed, sent));
+            }
+        }
+        self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
+        let reason = "leases are over before they are known";
+        Err(StoreError::unavailable(reason))
     }
 
     /// No handler starts on a lease that is half over, since the acknowledgement took so long: it is
