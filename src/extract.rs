@@ -64,6 +64,10 @@ impl IdempotencyContext {
     }
 
     /// 1 for the first attempt, one more for each that took over from a lost one.
+    ///
+    /// The count begins anew when the key is freed: by an attempt whose answer frees it, or by one that
+    /// took over and was given up before its handler began, because the store did not answer in time.
+    /// More than 1 says that an earlier attempt may have done something; 1 does not say that none has.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt

@@ -248,6 +248,11 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     /// The most keyed requests that run or wait at once; more are answered 503 `overloaded`.
     /// Default: 1,024 for all clones of this layer together.
     ///
+    /// A request takes its place once its body has arrived, so that clients who send slowly take none
+    /// away from others. Bodies on their way are bounded by the connections the server accepts, times
+    /// [`Policy::with_request_limit`]; none is read while every place is taken, unless only the body
+    /// can tell whether there is a key.
+    ///
     /// # Errors
     ///
     /// `max_running` of zero, or more than a semaphore can count.
@@ -482,7 +487,10 @@ fn event(code: Code) -> Event {
         Code::OutcomeUnknown => Event::Held,
         Code::ResponseNotRetained => Event::NotRetained,
         Code::AttemptLost => Event::Lost,
-        Code::StoreUnavailable | Code::Overloaded | Code::ShuttingDown => Event::Unavailable,
+        Code::StoreUnavailable
+        | Code::Overloaded
+        | Code::ShuttingDown
+        | Code::AnswerNotRecorded => Event::Unavailable,
         Code::RecordUnreadable => Event::Unreadable,
         _ => Event::Refused,
     }

@@ -10,21 +10,28 @@ use crate::error::ConfigError;
 const MAX_LEN: usize = 512;
 
 /// Names of parameters do not matter: renaming `{id}` to `{order}` must not free the keys in use.
-fn erase_parameters(template: &str) -> String {
+/// A literal brace is written twice, and stays so. `None` for what is no template of axum.
+fn erase_parameters(template: &str) -> Option<String> {
     let mut erased = String::with_capacity(template.len());
     let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}').unwrap_or((after, ""));
+    while let Some(at) = rest.find(['{', '}']) {
+        let (before, after) = rest.split_at(at);
         erased.push_str(before);
-        erased.push_str(if name.starts_with('*') { "{*}" } else { "{}" });
-        rest = after;
+        if after.starts_with("{{") || after.starts_with("}}") {
+            erased.push_str(&after[..2]);
+            rest = &after[2..];
+        } else {
+            let (name, after) = after.strip_prefix('{')?.split_once('}')?;
+            erased.push_str(if name.starts_with('*') { "{*}" } else { "{}" });
+            rest = after;
+        }
     }
-    erased + rest
+    Some(erased + rest)
 }
 
 pub(crate) fn of_request(parts: &Parts) -> String {
     let path = match template(parts) {
-        Some(template) => erase_parameters(template),
+        Some(template) => erase_parameters(template).unwrap_or_else(|| template.to_owned()),
         None => original_uri(parts).path().to_owned(),
     };
     let operation = format!("{} {path}", parts.method);
@@ -48,19 +55,16 @@ pub(crate) fn of_route(route: &str) -> Result<(Method, String), ConfigError> {
     let (name, template) = route.split_once(' ').ok_or_else(wrong)?;
     let method = Method::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
     let is_known = name == name.to_ascii_uppercase() && route.len() <= MAX_LEN;
-    if !is_known || !is_template(template) {
+    if !is_known || !is_path(template) {
         return Err(wrong());
     }
-    Ok((method, format!("{name} {}", erase_parameters(template))))
+    let erased = erase_parameters(template).ok_or_else(wrong)?;
+    Ok((method, format!("{name} {erased}")))
 }
 
 /// As axum 0.8 writes it: `/orders/{id}`; `/orders/:id` would match nothing.
-fn is_template(template: &str) -> bool {
-    let (opened, closed) = (template.matches('{').count(), template.matches('}').count());
-    template.starts_with('/')
-        && opened == closed
-        && !template.contains("/:")
-        && !template.contains("/*")
+fn is_path(template: &str) -> bool {
+    template.starts_with('/') && !template.contains("/:") && !template.contains("/*")
 }
 
 #[cfg(feature = "axum")]
@@ -92,9 +96,30 @@ mod tests {
 
     #[test]
     fn parameter_names_are_erased_and_everything_else_is_kept() {
-        assert_eq!(erase_parameters("/a/{id}/b/{other}"), "/a/{}/b/{}");
-        assert_eq!(erase_parameters("/files/{*path}"), "/files/{*}");
-        assert_eq!(erase_parameters("/plain"), "/plain");
+        for (template, erased) in [
+            ("/a/{id}/b/{other}", "/a/{}/b/{}"),
+            ("/files/{*path}", "/files/{*}"),
+            ("/plain", "/plain"),
+        ] {
+            assert_eq!(erase_parameters(template).as_deref(), Some(erased));
+        }
+    }
+
+    #[test]
+    fn a_literal_brace_is_no_parameter() {
+        let templates = [
+            "/{x}", "/{*x}", "/{{x}}", "/{{y}}", "/{{}}", "/{{*x}}", "/{{{x}",
+        ];
+        let mut operations = templates.map(erase_parameters).to_vec();
+        operations.sort();
+        operations.dedup();
+        assert_eq!(operations.len(), templates.len(), "{operations:?}");
+        assert_eq!(
+            erase_parameters("/{{a}}/{b}"),
+            erase_parameters("/{{a}}/{c}")
+        );
+        let route = of_route("POST /{{a/{b}");
+        assert_eq!(route, Ok((Method::POST, "POST /{{a/{}".into())));
     }
 
     #[test]
@@ -109,6 +134,7 @@ mod tests {
             "P OST /a",
             "POST /a/:id",
             "POST /a/{id",
+            "POST /a/id}",
             "POST /*",
         ] {
             assert!(of_route(wrong).is_err(), "{wrong}");

@@ -8,6 +8,7 @@ mod transact;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use crate::mode::Mode;
 use crate::operation::original_uri;
 use crate::policy::Policy;
 use crate::rejection::{Code, Rejection};
+use crate::stats::Event;
 use crate::store::Store;
 
 use claim::Entry;
@@ -43,6 +45,7 @@ pub struct Exchange<S> {
     policy: Arc<Policy>,
     identity: Identity,
     fingerprint: Fingerprint,
+    counted: Arc<AtomicBool>,
 }
 
 /// # Cancel safety
@@ -68,7 +71,7 @@ where
 {
     let (shared, policy) = (call.shared.clone(), call.policy.clone());
     let rejected = |rejection| Ok(shared.reject(&policy, rejection));
-    if shared.permits.available_permits() == 0 {
+    if call.is_keyed() && shared.permits.available_permits() == 0 {
         return rejected(Rejection::new(Code::Overloaded));
     }
     let (exchange, body) = match call.open(&parts, body).await {
@@ -86,6 +89,7 @@ where
     let Some(entered) = shared.enter() else {
         return rejected(Rejection::new(Code::ShuttingDown));
     };
+    let counted = exchange.counted.clone();
     let (sender, answer) = oneshot::channel();
     shared.spawn(async move {
         let reply = Reply {
@@ -98,11 +102,19 @@ where
     match answer.await {
         Ok(answer) => answer,
         // The runtime is going down, or a hook dropped the task: it may have run, or not.
+        Err(_) if counted.load(Ordering::Relaxed) => {
+            Ok(shared.render(&policy, Rejection::new(Code::AnswerNotRecorded)))
+        }
         Err(_) => rejected(Rejection::new(Code::AnswerNotRecorded)),
     }
 }
 
 impl<S: Store> Call<S> {
+    /// Whether the body decides nothing: without a key the request is refused.
+    fn is_keyed(&self) -> bool {
+        self.key.is_some() || self.policy.key.required
+    }
+
     /// All that can be said before the store is asked. `None` for a request that tells no key where
     /// none is required.
     async fn open<B>(
@@ -142,6 +154,7 @@ impl<S: Store> Call<S> {
             policy,
             identity,
             fingerprint,
+            counted: Arc::default(),
         };
         Ok((Some(exchange), body))
     }
@@ -168,11 +181,15 @@ impl<S: Store> Exchange<S> {
             }
         }
     }
-}
 
-impl<S: Store> Exchange<S> {
+    fn count(&self, event: Event) {
+        self.counted.store(true, Ordering::Relaxed);
+        self.shared.count(event);
+    }
+
     /// Counts the rejection and makes an answer of it.
     fn reject(&self, rejection: Rejection) -> Response<Body> {
+        self.counted.store(true, Ordering::Relaxed);
         self.shared.reject(&self.policy, rejection)
     }
 

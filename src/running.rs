@@ -1,9 +1,11 @@
-//! The attempts of this process: kept alive by one heartbeat for all leases of one length.
+//! The attempts of this process: kept alive by one heartbeat for all leases of one length in one
+//! runtime.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
 use crate::fingerprint::Fingerprint;
@@ -60,9 +62,16 @@ struct Attempts {
     by_token: HashMap<Token, Attempt>,
     /// The latest attempt of an operation.
     latest: HashMap<Identity, Token>,
-    /// Who renews leases of a length. Each length has its own: what is too slow for a short lease,
-    /// or what a long one waits for, must not end the others.
-    hearts: HashMap<Duration, Arc<Notify>>,
+    hearts: HashMap<Pulse, Arc<Notify>>,
+}
+
+/// Which leases are renewed together. Each length has its own heart: what is too slow for a short
+/// lease, or what a long one waits for, must not end the others. So has each runtime: it lives as
+/// long as the attempts that run in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pulse {
+    length: Duration,
+    runtime: Id,
 }
 
 #[derive(Debug)]
@@ -96,6 +105,7 @@ pub(crate) enum Occupant {
 #[derive(Debug)]
 struct Kept {
     renewal: LeaseRenewal,
+    pulse: Pulse,
     lease: Arc<Lease>,
     next_beat: Instant,
 }
@@ -128,13 +138,20 @@ impl Attempts {
         }
     }
 
-    /// What a duplicate is answered while this process runs the operation. Its attempt is compared
-    /// by a fingerprint that the store has confirmed, or that nothing can be compared with.
-    fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
+    /// What a duplicate is answered while this process runs the operation. A run without a claim was
+    /// not compared with the record, so another request is for the store to judge, while it is up.
+    fn find(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+        store_is_up: bool,
+    ) -> Option<Existing> {
         let running = self.by_token.get(self.latest.get(identity)?)?;
+        let is_same = fingerprint.matches(&running.fingerprint);
         match running.claim {
             ClaimState::Lost | ClaimState::Entering => None,
-            _ if !fingerprint.matches(&running.fingerprint) => Some(Existing::Mismatch),
+            ClaimState::Never if store_is_up && !is_same => None,
+            _ if !is_same => Some(Existing::Mismatch),
             _ => Some(Existing::InProgress {
                 lease_left: Duration::from_secs(1),
             }),
@@ -147,10 +164,10 @@ impl Attempts {
         attempt.is_some_and(|attempt| matches!(attempt.claim, ClaimState::Entering))
     }
 
-    fn kept(&self) -> impl Iterator<Item = &Kept> {
+    fn kept(&self, pulse: Pulse) -> impl Iterator<Item = &Kept> {
         let claims = self.by_token.values().map(|attempt| &attempt.claim);
-        claims.filter_map(|claim| match claim {
-            ClaimState::Kept(kept) => Some(kept),
+        claims.filter_map(move |claim| match claim {
+            ClaimState::Kept(kept) if kept.pulse == pulse => Some(kept),
             _ => None,
         })
     }
@@ -158,17 +175,13 @@ impl Attempts {
 
 impl Running {
     /// What a duplicate is answered while this process runs the operation, even when its lease has
-    /// run out because the store could not be reached. A run without a claim was not compared with
-    /// the record, so another request is for the store to judge.
+    /// run out because the store could not be reached.
     pub(crate) fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
-        let attempts = self.lock();
-        let running = attempts.by_token.get(attempts.latest.get(identity)?)?;
-        let is_compared = !matches!(running.claim, ClaimState::Never);
-        let found = attempts.find(identity, fingerprint);
-        found.filter(|found| is_compared || !matches!(found, Existing::Mismatch))
+        self.lock().find(identity, fingerprint, true)
     }
 
-    /// Lists a claimed attempt, and keeps its lease alive from now on. `sent` is when the claim was sent.
+    /// Lists a claimed attempt, and keeps its lease alive from now on, for as long as the runtime lives
+    /// in which this is called. `sent` is when the claim was sent.
     pub(crate) fn keep<S: Store + Clone>(
         self: &Arc<Self>,
         store: &S,
@@ -178,6 +191,8 @@ impl Running {
         sent: Instant,
     ) -> (Listed, Arc<Lease>) {
         let lease = Arc::new(Lease::new(sent, length));
+        let runtime = Handle::current().id();
+        let pulse = Pulse { length, runtime };
         let attempt = Attempt {
             identity: claim.identity.clone(),
             fingerprint: fingerprint.clone(),
@@ -186,19 +201,23 @@ impl Running {
                     claim: claim.clone(),
                     lease: length,
                 },
+                pulse,
                 lease: lease.clone(),
                 next_beat: sent + length / BEATS,
             }),
         };
         let mut attempts = self.lock();
         attempts.insert(claim.token, attempt);
-        let heart = attempts.hearts.entry(length).or_insert_with(|| {
+        if let Some(changed) = attempts.hearts.get(&pulse) {
+            changed.notify_one();
+        } else {
             let changed = Arc::new(Notify::new());
-            tokio::spawn(beat(store.clone(), self.clone(), length, changed.clone()));
-            changed
-        });
-        heart.notify_one();
-        drop(attempts);
+            attempts.hearts.insert(pulse, changed.clone());
+            // A runtime that is going down drops the task at once, and its heart takes the lock.
+            drop(attempts);
+            let heart = Heart::new(self.clone(), pulse);
+            tokio::spawn(heart.beat(store.clone(), changed));
+        }
         (self.listed(claim.token), lease)
     }
 
@@ -211,7 +230,7 @@ impl Running {
         token: Token,
     ) -> Result<Listed, Existing> {
         let mut attempts = self.lock();
-        if let Some(existing) = attempts.find(identity, fingerprint) {
+        if let Some(existing) = attempts.find(identity, fingerprint, false) {
             return Err(existing);
         }
         let attempt = Attempt {
@@ -232,7 +251,7 @@ impl Running {
         token: Token,
     ) -> Result<Listed, Occupant> {
         let mut attempts = self.lock();
-        if let Some(existing) = attempts.find(identity, fingerprint) {
+        if let Some(existing) = attempts.find(identity, fingerprint, true) {
             return Err(Occupant::Running(existing));
         }
         if attempts.is_entering(identity) {
@@ -274,23 +293,21 @@ impl Running {
     }
 
     /// When the next lease is to be renewed; `None` ends the heartbeat.
-    fn next_beat(&self, length: Duration) -> Option<Instant> {
+    fn next_beat(&self, pulse: Pulse) -> Option<Instant> {
         let mut attempts = self.lock();
-        let kept = attempts.kept().filter(|kept| kept.renewal.lease == length);
-        let next = kept.map(|kept| kept.next_beat).min();
+        let next = attempts.kept(pulse).map(|kept| kept.next_beat).min();
         if next.is_none() {
-            attempts.hearts.remove(&length);
+            attempts.hearts.remove(&pulse);
         }
         next
     }
 
     /// All leases that are due, or will be half a beat from now: one statement for them together.
-    fn due(&self, length: Duration, now: Instant) -> Vec<LeaseRenewal> {
+    fn due(&self, pulse: Pulse, now: Instant) -> Vec<LeaseRenewal> {
         let attempts = self.lock();
-        let kept = attempts.kept().filter(|kept| kept.renewal.lease == length);
-        kept.filter(|kept| kept.next_beat <= now + length / (2 * BEATS))
-            .map(|kept| kept.renewal.clone())
-            .collect()
+        let soon = now + pulse.length / (2 * BEATS);
+        let due = attempts.kept(pulse).filter(|kept| kept.next_beat <= soon);
+        due.map(|kept| kept.renewal.clone()).collect()
     }
 
     fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
@@ -324,47 +341,53 @@ impl Running {
 /// next attempt that is listed starts another.
 struct Heart {
     running: Arc<Running>,
-    length: Duration,
+    pulse: Pulse,
     beats: bool,
 }
 
 impl Drop for Heart {
     fn drop(&mut self) {
         if self.beats {
-            self.running.lock().hearts.remove(&self.length);
+            self.running.lock().hearts.remove(&self.pulse);
         }
     }
 }
 
-/// Runs while there are leases to renew. One slow or failing round is followed by the next.
-async fn beat<S: Store>(store: S, running: Arc<Running>, length: Duration, changed: Arc<Notify>) {
-    let mut heart = Heart {
-        running: running.clone(),
-        length,
-        beats: true,
-    };
-    while let Some(next) = running.next_beat(length) {
-        tokio::select! {
-            () = tokio::time::sleep_until(next.into()) => {}
-            () = changed.notified() => continue,
+impl Heart {
+    fn new(running: Arc<Running>, pulse: Pulse) -> Self {
+        Self {
+            running,
+            pulse,
+            beats: true,
         }
-        let sent = Instant::now();
-        let due = running.due(length, sent);
-        if due.is_empty() {
-            continue;
-        }
-        let outcome = renew(&store, &due, length / BEATS).await;
-        let outcome = outcome.unwrap_or_else(|error| {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot renew leases"
-            );
-            vec![Renewed::Busy; due.len()]
-        });
-        running.renewed(&due, sent, &outcome);
     }
-    // Said under the lock already: another heart may beat by now.
-    heart.beats = false;
+
+    /// Runs while there are leases to renew. One slow or failing round is followed by the next.
+    async fn beat<S: Store>(mut self, store: S, changed: Arc<Notify>) {
+        let (running, pulse) = (self.running.clone(), self.pulse);
+        while let Some(next) = running.next_beat(pulse) {
+            tokio::select! {
+                () = tokio::time::sleep_until(next.into()) => {}
+                () = changed.notified() => continue,
+            }
+            let sent = Instant::now();
+            let due = running.due(pulse, sent);
+            if due.is_empty() {
+                continue;
+            }
+            let outcome = renew(&store, &due, pulse.length / BEATS).await;
+            let outcome = outcome.unwrap_or_else(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot renew leases"
+                );
+                vec![Renewed::Busy; due.len()]
+            });
+            running.renewed(&due, sent, &outcome);
+        }
+        // Said under the lock already: another heart may beat by now.
+        self.beats = false;
+    }
 }
 
 async fn renew<S: Store>(

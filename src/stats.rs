@@ -24,7 +24,7 @@ pub struct Stats {
     pub lost: u64,
     /// The key, its scope or the body was refused.
     pub refused: u64,
-    /// 503: the store was down, or this process was full or shutting down.
+    /// 503: the store was down, or this process was full or shutting down, or dropped the task.
     pub unavailable: u64,
     /// 500: the record cannot be read.
     pub unreadable: u64,

@@ -26,6 +26,8 @@ mod fresh;
 mod full;
 #[path = "hardening/held.rs"]
 mod held;
+#[path = "hardening/late.rs"]
+mod late;
 #[path = "hardening/nested.rs"]
 mod nested;
 #[path = "hardening/overflow.rs"]
@@ -34,6 +36,8 @@ mod overflow;
 mod panics;
 #[path = "hardening/release.rs"]
 mod release;
+#[path = "hardening/runtimes.rs"]
+mod runtimes;
 #[path = "hardening/size.rs"]
 mod size;
 #[path = "hardening/swap.rs"]

@@ -37,47 +37,51 @@ impl<S: Store> Exchange<S> {
         let request = self.claim_request(token);
         let give_up = Instant::now() + self.patience();
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
-        let mut late = 0;
-        // When the lease was asked for that the record may have: a claim that meets its own token
-        // renews nothing.
-        let mut asked = None;
+        let mut unheard = false;
         loop {
-            let sent = *asked.get_or_insert_with(Instant::now);
-            let running = &self.shared.core.running;
-            let claimed = match running.find(&self.identity, &self.fingerprint) {
-                Some(existing) => Ok(Claimed::Existing(existing)),
-                None => self.try_claim(&request).await,
+            let (claimed, sent) = match self.claim_in_time(&request, &mut unheard).await {
+                Ok(known) => known,
+                Err(error) => return self.store_down(&request, &error),
             };
             match claimed {
-                Ok(Claimed::Acquired(claim)) => match self.fresh(&claim, sent).await {
-                    Ok(Some(sent)) => return Entry::Claimed(claim, sent),
-                    // Somebody has taken over, or the store is slow: look again.
-                    Ok(None) if late < 2 => late += 1,
-                    Ok(None) => {
-                        self.withdraw(claim);
-                        let error =
-                            StoreError::unavailable("leases are over before they are known");
-                        return self.store_down(&request, &error);
-                    }
-                    Err(error) => return self.store_down(&request, &error),
-                },
-                Ok(Claimed::Abandoned(claim)) => return Entry::Abandoned(claim, sent),
-                Ok(Claimed::Existing(existing)) => {
-                    asked = None;
-                    let now = Instant::now();
-                    let running = matches!(existing, Existing::InProgress { .. });
-                    if !running || now >= give_up {
-                        return Entry::Answer(self.answer_existing(existing));
-                    }
-                    let pause = backoff.next_pause().min(give_up - now);
-                    if tokio::time::timeout(pause, reply.closed()).await.is_ok() {
-                        // The client is gone: the first answer will be in the record.
+                Claimed::Acquired(claim) => return Entry::Claimed(claim, sent),
+                Claimed::Abandoned(claim) => return Entry::Abandoned(claim, sent),
+                Claimed::Existing(existing) => {
+                    if !may_change(&existing, give_up, &mut backoff, reply).await {
+                        if unheard {
+                            self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
+                        }
                         return Entry::Answer(self.answer_existing(existing));
                     }
                 }
-                Err(error) => return self.store_down(&request, &error),
             }
         }
+    }
+
+    /// What the claim met, and when the lease was asked for that its record may have: a claim that
+    /// meets its own token renews nothing. A lease that is lost before it is known is asked for again.
+    async fn claim_in_time(
+        &self,
+        request: &ClaimRequest,
+        unheard: &mut bool,
+    ) -> Result<(Claimed, Instant), StoreError> {
+        let sent = Instant::now();
+        for _ in 0..3 {
+            let running = &self.shared.core.running;
+            let claimed = match running.find(&self.identity, &self.fingerprint) {
+                Some(existing) => Claimed::Existing(existing),
+                None => self.try_claim(request, unheard).await?,
+            };
+            let Claimed::Acquired(claim) = &claimed else {
+                return Ok((claimed, sent));
+            };
+            if let Some(sent) = self.fresh(claim, sent).await? {
+                return Ok((claimed, sent));
+            }
+        }
+        self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
+        let reason = "leases are over before they are known";
+        Err(StoreError::unavailable(reason))
     }
 
     /// No handler starts on a lease that is half over, since the acknowledgement took so long: it is
@@ -120,10 +124,20 @@ impl<S: Store> Exchange<S> {
     }
 
     /// Sends the claim, again after an error, until the store timeout. A claim whose acknowledgement
-    /// was lost meets its own token.
-    pub(super) async fn try_claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+    /// was lost meets its own token, unless it is `unheard` and still under way.
+    pub(super) async fn try_claim(
+        &self,
+        request: &ClaimRequest,
+        unheard: &mut bool,
+    ) -> Result<Claimed, StoreError> {
         let store = &self.shared.core.store;
-        let result = self.guarded(|| store.claim(request)).await;
+        let mut sent = 0;
+        let claim = || {
+            sent += 1;
+            store.claim(request)
+        };
+        let result = self.guarded(claim).await;
+        *unheard |= sent > 1;
         let is_unknown = |error: &StoreError| error.kind() == StoreErrorKind::Unavailable;
         if result.as_ref().is_err_and(is_unknown) {
             self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
@@ -219,4 +233,20 @@ impl<S: Store> Exchange<S> {
             drop(permit);
         });
     }
+}
+
+/// Waits a while where the first request is running. Not beyond `give_up`, nor when the client is
+/// gone: the answer will be in the record.
+pub(super) async fn may_change<E>(
+    existing: &Existing,
+    give_up: Instant,
+    backoff: &mut Backoff,
+    reply: &mut Reply<E>,
+) -> bool {
+    let now = Instant::now();
+    if !matches!(existing, Existing::InProgress { .. }) || now >= give_up {
+        return false;
+    }
+    let pause = backoff.next_pause().min(give_up - now);
+    tokio::time::timeout(pause, reply.closed()).await.is_err()
 }

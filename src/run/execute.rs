@@ -51,7 +51,7 @@ impl<S: Store> Exchange<S> {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.shared.count(Event::Executed);
+        self.count(Event::Executed);
         let (listed, lease) = self.keep(&claim, sent);
         let context =
             IdempotencyContext::new(self.identity.clone(), claim.attempt, Standing::Lease(lease));
@@ -72,7 +72,7 @@ impl<S: Store> Exchange<S> {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.shared.count(Event::Unprotected);
+        self.count(Event::Unprotected);
         tracing::warn!(id = %self.identity.id(), operation = self.identity.operation(), "runs unprotected");
         let context = IdempotencyContext::new(self.identity.clone(), 1, Standing::Nothing);
         self.prepare(&mut request, &context, false);

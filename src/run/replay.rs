@@ -13,7 +13,7 @@ impl<S: Store> Exchange<S> {
     pub(super) fn answer_existing(&self, existing: Existing) -> Response<Body> {
         match self.existing(existing) {
             Ok(replay) => {
-                self.shared.count(Event::Replayed);
+                self.count(Event::Replayed);
                 replay
             }
             Err(rejection) => self.reject(rejection),

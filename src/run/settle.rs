@@ -55,15 +55,20 @@ impl<S: Store> Exchange<S> {
             self.warn_held();
         }
         match in_time {
-            // A client that retries at once must not be told that its request is running.
-            Ok(Ok(())) => {
+            Ok(written) => {
+                let answer = match (written, &write) {
+                    (Ok(()), _) => answer,
+                    // An earlier release that was not heard has freed the key; the answer was for
+                    // nobody but this client anyway.
+                    (Err(error), Write::Release) => {
+                        self.log_refused(&error);
+                        answer
+                    }
+                    (Err(error), _) => Ok(self.refused(&error).await),
+                };
+                // A client that retries at once must not be told that its request is running.
                 drop(listed);
                 reply.send(answer);
-            }
-            Ok(Err(error)) => {
-                let answer = self.refused(&error).await;
-                drop(listed);
-                reply.send(Ok(answer));
             }
             Err(_elapsed) => {
                 reply.send_early(self.unrecorded(&write, answer));

@@ -11,6 +11,7 @@ use http_body::Body as HttpBody;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::claim::may_change;
 use super::execute::Ended;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
@@ -78,7 +79,7 @@ impl<S: TransactionalStore> Exchange<S> {
                 Entered::Answer(response) => return reply.send(Ok(response)),
             };
             if reruns == self.policy.reruns {
-                self.shared.count(Event::Executed);
+                self.count(Event::Executed);
             }
             let slot = Slot::new(transaction);
             let context = IdempotencyContext::new(self.identity.clone(), 1, Standing::Transaction);
@@ -146,14 +147,7 @@ impl<S: TransactionalStore> Exchange<S> {
                     return Entered::Answer(self.transaction_down(&error));
                 }
             };
-            let now = Instant::now();
-            let is_running = matches!(existing, Existing::InProgress { .. });
-            if !is_running || now >= give_up {
-                return Entered::Answer(self.answer_existing(existing));
-            }
-            let pause = backoff.next_pause().min(give_up - now);
-            if timeout(pause, reply.closed()).await.is_ok() {
-                // The client is gone: the first answer will be in the record.
+            if !may_change(&existing, give_up, &mut backoff, reply).await {
                 return Entered::Answer(self.answer_existing(existing));
             }
         }
@@ -203,14 +197,21 @@ impl<S: TransactionalStore> Exchange<S> {
     ) -> Result<Option<Entered<S::Transaction>>, Refusal> {
         let store = &self.shared.core.store;
         let sent = Instant::now();
-        match self.try_claim(attempt).await? {
+        let mut unheard = false;
+        let claimed = self.try_claim(attempt, &mut unheard).await?;
+        match claimed {
             Claimed::Acquired(claim) => {
                 let released = self.until_timeout(|| store.release(&claim)).await;
                 released.inspect_err(|_| self.withdraw(claim.clone()))?;
                 Ok(None)
             }
             Claimed::Abandoned(claim) => Ok(Some(Entered::Abandoned(claim, sent))),
-            Claimed::Existing(existing) => Err(Refusal::Existing(existing)),
+            Claimed::Existing(existing) => {
+                if unheard {
+                    self.withdraw(attempt.claim(0, SystemTime::UNIX_EPOCH));
+                }
+                Err(Refusal::Existing(existing))
+            }
         }
     }
 

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::protocol::{self, MAX_HELD_PAGE, Records, Row, State, Takeover};
+use super::protocol::{self, Inserted, MAX_HELD_PAGE, Records, Row, State, Takeover};
 use super::{
     Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
     Resolution, Store, StoreError, Swept, Token,
@@ -146,11 +146,11 @@ fn too_long() -> StoreError {
 }
 
 impl Records for MemoryStore {
-    async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
+    async fn insert(&self, request: &ClaimRequest) -> Result<Inserted, StoreError> {
         let mut table = self.table();
         let id = request.identity.id();
         if table.records.contains_key(&id) {
-            return Ok(None);
+            return Ok(Inserted::Taken);
         }
         if table.records.len() >= table.capacity {
             return Err(StoreError::unavailable("memory store is full"));
@@ -162,7 +162,7 @@ impl Records for MemoryStore {
         let record = table.new_record(request, first)?;
         let expires_at = record.expires_at;
         table.records.insert(id, record);
-        Ok(Some(expires_at))
+        Ok(Inserted::Until(expires_at))
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {

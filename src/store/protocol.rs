@@ -42,14 +42,25 @@ pub(crate) struct Row {
     pub(crate) references: Option<String>,
 }
 
+/// What became of an insert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// The record is there, and its retention ends then.
+    Until(SystemTime),
+    /// The id is taken.
+    Taken,
+    /// The id is in the hands of a transaction that goes on: whether it is taken is not decided.
+    Undecided,
+}
+
 /// One statement each, atomic, by the store's clock. Those that return a `bool` say whether they
 /// changed a row.
 pub(crate) trait Records: Sync {
-    /// Inserts a running record unless the id is taken; the end of its retention if it was inserted.
+    /// Inserts a running record unless the id is taken. Does not wait for long where it may be.
     fn insert(
         &self,
         request: &ClaimRequest,
-    ) -> impl Future<Output = Result<Option<SystemTime>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Inserted, StoreError>> + Send;
 
     /// Reads a record with a snapshot of its own.
     fn select(
@@ -140,20 +151,21 @@ pub(crate) async fn claim(
 ) -> Result<Claimed, StoreError> {
     let mut contested = None;
     for _ in 0..CLAIM_ROUNDS {
-        if let Some(expires_at) = records.insert(request).await? {
+        let inserted = records.insert(request).await?;
+        if let Inserted::Until(expires_at) = inserted {
             return Ok(Claimed::Acquired(request.claim(1, expires_at)));
         }
         let Some(row) = records.select(&request.identity).await? else {
+            if inserted == Inserted::Undecided {
+                return Ok(in_progress());
+            }
             continue;
         };
         let old = row.token;
         match row.step_for(request)? {
             Step::Return(claimed) => return Ok(claimed),
             // It could not be taken, and is as it was: somebody is at it, or has it locked.
-            _ if contested == Some(old) => {
-                let lease_left = Duration::from_secs(1);
-                return Ok(Claimed::Existing(Existing::InProgress { lease_left }));
-            }
+            _ if contested == Some(old) => return Ok(in_progress()),
             Step::HoldLost => {
                 records.hold_lost(&request.identity, old).await?;
             }
@@ -169,6 +181,12 @@ pub(crate) async fn claim(
     Err(StoreError::unavailable(
         "record changed in every round of the claim",
     ))
+}
+
+/// Somebody is at it, and nobody can say for how long.
+fn in_progress() -> Claimed {
+    let lease_left = Duration::from_secs(1);
+    Claimed::Existing(Existing::InProgress { lease_left })
 }
 
 pub(crate) async fn complete(
@@ -325,7 +343,7 @@ mod tests {
     /// What the statements of one claim meet, one after the other.
     #[derive(Default)]
     struct Script {
-        inserts: Mutex<Vec<bool>>,
+        inserts: Mutex<Vec<Inserted>>,
         rows: Mutex<Vec<Option<Row>>>,
         take_overs: Mutex<Vec<bool>>,
         held: Mutex<u32>,
@@ -336,8 +354,8 @@ mod tests {
     }
 
     impl Records for Script {
-        async fn insert(&self, _: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
-            Ok(next(&self.inserts).then_some(SystemTime::UNIX_EPOCH))
+        async fn insert(&self, _: &ClaimRequest) -> Result<Inserted, StoreError> {
+            Ok(next(&self.inserts))
         }
 
         async fn select(&self, _: &Identity) -> Result<Option<Row>, StoreError> {
@@ -404,7 +422,7 @@ mod tests {
         }
     }
 
-    async fn lost_race(rows: Vec<Option<Row>>, inserts: Vec<bool>) -> Claimed {
+    async fn lost_race(rows: Vec<Option<Row>>, inserts: Vec<Inserted>) -> Claimed {
         let script = Script {
             inserts: Mutex::new(inserts),
             rows: Mutex::new(rows),
@@ -415,13 +433,13 @@ mod tests {
 
     #[tokio::test]
     async fn c5_a_lost_insert_race_replays_what_the_winner_completed() {
-        let claimed = lost_race(vec![Some(row(State::Completed))], vec![false]).await;
+        let claimed = lost_race(vec![Some(row(State::Completed))], vec![Inserted::Taken]).await;
         assert!(matches!(claimed, Claimed::Existing(Existing::Completed(_))));
     }
 
     #[tokio::test]
     async fn c5_a_lost_insert_race_is_in_progress_while_the_winner_runs() {
-        let claimed = lost_race(vec![Some(row(State::Running))], vec![false]).await;
+        let claimed = lost_race(vec![Some(row(State::Running))], vec![Inserted::Taken]).await;
         assert!(matches!(
             claimed,
             Claimed::Existing(Existing::InProgress { .. })
@@ -430,8 +448,22 @@ mod tests {
 
     #[tokio::test]
     async fn c5_a_lost_insert_race_is_run_again_where_the_winner_vanished() {
-        let claimed = lost_race(vec![None], vec![false, true]).await;
+        let claimed = lost_race(
+            vec![None],
+            vec![Inserted::Taken, Inserted::Until(SystemTime::UNIX_EPOCH)],
+        )
+        .await;
         assert!(matches!(claimed, Claimed::Acquired(_)));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_not_decided_is_in_progress_or_what_is_known_of_it() {
+        let claimed = lost_race(vec![None], vec![Inserted::Undecided]).await;
+        let in_progress = matches!(claimed, Claimed::Existing(Existing::InProgress { .. }));
+        assert!(in_progress, "{claimed:?}");
+        let answered = vec![Some(row(State::Completed))];
+        let claimed = lost_race(answered, vec![Inserted::Undecided]).await;
+        assert!(matches!(claimed, Claimed::Existing(Existing::Completed(_))));
     }
 
     #[tokio::test]
@@ -441,7 +473,7 @@ mod tests {
             ..row(State::Running)
         };
         let script = Script {
-            inserts: Mutex::new(vec![false, false]),
+            inserts: Mutex::new(vec![Inserted::Taken; 2]),
             rows: Mutex::new(vec![Some(lost), Some(row(State::Running))]),
             take_overs: Mutex::new(vec![false]),
             ..Script::default()
@@ -460,7 +492,7 @@ mod tests {
             ..row(State::Running)
         };
         let script = Script {
-            inserts: Mutex::new(vec![false; 2]),
+            inserts: Mutex::new(vec![Inserted::Taken; 2]),
             rows: Mutex::new(vec![Some(lost.clone()), Some(lost)]),
             take_overs: Mutex::new(vec![false]),
             ..Script::default()
@@ -476,7 +508,7 @@ mod tests {
     async fn a_claim_whose_record_changes_in_every_round_gives_up() {
         let rounds = CLAIM_ROUNDS as usize;
         let script = Script {
-            inserts: Mutex::new(vec![false; rounds]),
+            inserts: Mutex::new(vec![Inserted::Taken; rounds]),
             rows: Mutex::new(vec![None; rounds]),
             ..Script::default()
         };
@@ -491,7 +523,7 @@ mod tests {
             fingerprint: Fingerprint::of_bytes(b"other").to_bytes(),
             ..row(State::Running)
         };
-        let claimed = lost_race(vec![Some(other)], vec![false]).await;
+        let claimed = lost_race(vec![Some(other)], vec![Inserted::Taken]).await;
         assert!(matches!(claimed, Claimed::Existing(Existing::Mismatch)));
     }
 }

@@ -1,9 +1,12 @@
 //! How records are spelled in SQL, whatever the dialect.
 
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
-use super::StoreError;
-use super::protocol::State;
+use super::protocol::{self, State};
+use super::{HeldRecord, StoreError, Token};
+use crate::extract::References;
+use crate::identity::{Identity, RecordId};
 use crate::policy::Lost;
 
 impl State {
@@ -51,4 +54,41 @@ pub(crate) fn left(seconds: f64) -> Result<Option<Duration>, StoreError> {
     }
     let left = Duration::try_from_secs_f64(seconds.max(0.0)).map_err(StoreError::corrupt)?;
     Ok(Some(left).filter(|left| !left.is_zero()))
+}
+
+/// The columns of a held record, each as far as it could be read.
+pub(crate) struct HeldRow {
+    pub(crate) id: RecordId,
+    pub(crate) identity: Result<Identity, StoreError>,
+    pub(crate) token: Result<Token, StoreError>,
+    pub(crate) attempt: Result<u32, StoreError>,
+    pub(crate) references: Result<Option<String>, StoreError>,
+    /// Seconds since the epoch.
+    pub(crate) claimed_at: Result<f64, StoreError>,
+}
+
+impl HeldRow {
+    /// A damaged record must not hide the others, and is shown, with what cannot be read left out,
+    /// while it can be resolved: as long as it can be named and carries a token.
+    pub(crate) fn show(self) -> Option<HeldRecord> {
+        let references = self.references;
+        let references = references.and_then(|json| protocol::references(json.as_deref()));
+        let claimed_at = self.claimed_at.and_then(time);
+        let id = self.id;
+        Some(HeldRecord {
+            identity: readable(id, self.identity)?,
+            token: readable(id, self.token)?,
+            attempt: readable(id, self.attempt).unwrap_or_default(),
+            references: readable::<References>(id, references).unwrap_or_default(),
+            claimed_at: readable(id, claimed_at).unwrap_or(SystemTime::UNIX_EPOCH),
+        })
+    }
+}
+
+fn readable<T>(id: RecordId, column: Result<T, StoreError>) -> Option<T> {
+    let log = |error: &StoreError| {
+        let cause: &dyn Error = error;
+        tracing::error!(%id, error = cause, source = error.source(), "held record is damaged");
+    };
+    column.inspect_err(log).ok()
 }

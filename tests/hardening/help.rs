@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,6 +32,11 @@ pub struct Delays {
     /// For every call of `extend` beyond those.
     pub extend_always: Mutex<Duration>,
     pub claim_down: Mutex<bool>,
+    /// Makes one claim fail, and take effect this much later. Until then the key is in progress.
+    pub claim_late: Mutex<Option<Duration>>,
+    pub claim_undecided: AtomicBool,
+    /// Loses the acknowledgement of one release, and lets this claim in before the next.
+    pub release_then: Mutex<Option<ClaimRequest>>,
     pub complete_down: Mutex<bool>,
 }
 
@@ -64,13 +70,27 @@ impl<S> Slow<S> {
     }
 }
 
-impl<S: Store> Store for Slow<S> {
+impl<S: Store + Clone> Store for Slow<S> {
     fn is_durable(&self) -> bool {
         self.store.is_durable()
     }
     async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
         if *self.delays.claim_down.lock().unwrap() {
             return Err(StoreError::unavailable("planted"));
+        }
+        if let Some(late) = self.delays.claim_late.lock().unwrap().take() {
+            let (slow, request) = (self.clone(), request.clone());
+            self.delays.claim_undecided.store(true, Ordering::SeqCst);
+            tokio::spawn(async move {
+                tokio::time::sleep(late).await;
+                slow.store.claim(&request).await.unwrap();
+                slow.delays.claim_undecided.store(false, Ordering::SeqCst);
+            });
+            return Err(StoreError::unavailable("connection is lost"));
+        }
+        if self.delays.claim_undecided.load(Ordering::SeqCst) {
+            let lease_left = Duration::from_secs(1);
+            return Ok(Claimed::Existing(Existing::InProgress { lease_left }));
         }
         around(&self.delays.claim, self.store.claim(request)).await
     }
@@ -85,7 +105,13 @@ impl<S: Store> Store for Slow<S> {
         .await
     }
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
-        self.store.release(claim).await
+        let then = self.delays.release_then.lock().unwrap().take();
+        self.store.release(claim).await?;
+        if let Some(next) = then {
+            self.store.claim(&next).await?;
+            return Err(StoreError::unavailable("connection is lost"));
+        }
+        Ok(())
     }
     async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
         self.store.hold(claim, references).await

@@ -58,4 +58,22 @@ async fn a_task_that_is_dropped_after_its_handler_began_does_not_say_that_it_was
     let first = send(app, order("a", "tea")).await;
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     assert!(!first.text().contains("not run"), "{}", first.text());
+    let stats = layer.stats();
+    assert_eq!(
+        (stats.executed, stats.refused, stats.unavailable),
+        (1, 0, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_task_that_is_dropped_before_it_began_is_counted_once_and_not_as_refused() {
+    let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+        .with_spawn_hook(|task| Detached::new(async { drop(task) }));
+    let app = app(&layer, |_| async { Response::new(Body::from("tea")) });
+    assert_eq!(send(app, order("a", "tea")).await.status, 503);
+    let stats = layer.stats();
+    assert_eq!(
+        (stats.executed, stats.refused, stats.unavailable),
+        (0, 0, 1)
+    );
 }

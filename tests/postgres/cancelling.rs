@@ -141,8 +141,9 @@ async fn a_cancelled_call_gives_its_place_to_the_next() {
     let lock = sqlx::raw_sql("select 1 from idempotency.record for update");
     lock.execute(&mut *locked).await.unwrap();
 
-    let builder = PgStore::builder(fixture.pool.clone());
-    let store = builder.with_max_connections(1).unwrap().build();
+    // The sessions of the application wait for as long as it takes.
+    let builder = PgStore::builder(fixture.database.pool(1).await);
+    let store = builder.with_shared_pool(true).build();
     let completion = completion();
     let stuck = store.complete(&claim, &completion);
     assert!(

@@ -1,7 +1,7 @@
 //! Records that cannot be read, or are not what they seem.
 
-use tower_idempotency::store::{ClaimRequest, Claimed, Existing};
-use tower_idempotency::{Identity, RecordId, Store, StoreErrorKind};
+use tower_idempotency::store::{ClaimRequest, Claimed, Existing, Resolution};
+use tower_idempotency::{Identity, RecordId, References, Store, StoreErrorKind};
 
 use super::{Fixture, acquire, completion, request, sql};
 
@@ -43,6 +43,31 @@ async fn a_lease_without_end_is_told_as_corrupt_not_as_over() {
             .store
             .lookup(&request.identity, &request.fingerprint);
         assert_eq!(found.await.unwrap_err().kind(), StoreErrorKind::Corrupt);
+    }
+}
+
+#[tokio::test]
+async fn a_held_record_that_cannot_be_read_hides_no_other_and_can_be_resolved() {
+    let fixture = Fixture::new().await;
+    let none = References::default();
+    for key in ["refs", "attempt", "claimed_at", "whole"] {
+        let claim = acquire(&fixture.store, &request(key)).await;
+        fixture.store.hold(&claim, &none).await.unwrap();
+    }
+    sql(
+        &fixture.pool,
+        "update idempotency.record set refs = '{' where key = 'refs';
+        update idempotency.record set attempt = -1 where key = 'attempt';
+        update idempotency.record set claimed_at = 'infinity' where key = 'claimed_at'",
+    )
+    .await;
+    let listed = fixture.store.list_held(None, 10).await.unwrap();
+    assert_eq!(listed.len(), 4);
+    for held in listed {
+        assert_eq!(held.references, none);
+        let free = Resolution::Release;
+        let resolved = fixture.store.resolve(&held.identity, held.token, &free);
+        resolved.await.unwrap();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use sqlx::AssertSqlSafe;
-use tower_idempotency::store::{Claimed, Renewed};
+use tower_idempotency::store::{Claimed, Existing, Renewed};
 use tower_idempotency::{PgStore, Store, StoreErrorKind};
 
 use super::{Fixture, acquire, completion, renewal, request, sql};
@@ -57,23 +57,133 @@ async fn renewals_wait_for_a_lock_in_no_order_that_can_deadlock() {
 }
 
 #[tokio::test]
-async fn a_statement_that_waits_for_a_lock_ends_and_is_unavailable() {
+async fn a_completion_that_waits_for_a_lock_ends_and_is_unavailable() {
     let fixture = Fixture::new().await;
-    let builder = PgStore::builder(fixture.pool.clone());
-    let timeout = Duration::from_millis(300);
-    let store = builder.with_statement_timeout(timeout).unwrap().build();
-    let claim = acquire(&store, &request("key")).await;
+    let claim = acquire(&fixture.store, &request("key")).await;
     let locked = lock(&fixture, "key").await;
+    for pooled in [false, true] {
+        let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(pooled);
+        let store = builder.build();
+        let begun = Instant::now();
+        let refused = store.complete(&claim, &completion()).await.unwrap_err();
+        assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+        assert!(begun.elapsed() < Duration::from_secs(4));
+    }
+    locked.rollback().await.unwrap();
+    let store = &fixture.store;
+    store.complete(&claim, &completion()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_too_long_ends_and_is_unavailable() {
+    let fixture = Fixture::new().await;
+    sql(
+        &fixture.pool,
+        "create function dawdle() returns trigger language plpgsql as $$
+        begin perform pg_sleep(10); return new; end $$;
+        create trigger dawdle before insert on idempotency.record
+        for each row execute function dawdle()",
+    )
+    .await;
+    let timeout = Duration::from_millis(300);
     for pooled in [false, true] {
         let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(pooled);
         let store = builder.with_statement_timeout(timeout).unwrap().build();
         let begun = Instant::now();
-        let refused = store.complete(&claim, &completion()).await.unwrap_err();
+        let refused = store.claim(&request("key")).await.unwrap_err();
         assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
         assert!(begun.elapsed() >= timeout && begun.elapsed() < Duration::from_secs(4));
     }
+}
+
+/// Keys that somebody's transaction has in its hands: one inserted, one deleted while it ran, and
+/// one deleted after it was answered.
+async fn undecided(fixture: &Fixture) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    for key in ["inserted", "running"] {
+        acquire(&fixture.store, &request(key)).await;
+    }
+    let answered = acquire(&fixture.store, &request("answered")).await;
+    let store = &fixture.store;
+    store.complete(&answered, &completion()).await.unwrap();
+    sql(
+        &fixture.pool,
+        "create table copy (like idempotency.record including all);
+        insert into copy select * from idempotency.record where key = 'inserted';
+        delete from idempotency.record where key = 'inserted'",
+    )
+    .await;
+    let mut transaction = fixture.pool.begin().await.unwrap();
+    let change = sqlx::raw_sql(
+        "insert into idempotency.record select * from copy;
+        delete from idempotency.record where key <> 'inserted'",
+    );
+    change.execute(&mut *transaction).await.unwrap();
+    transaction
+}
+
+#[tokio::test]
+async fn a_key_in_somebodys_transaction_is_told_by_what_is_committed() {
+    let fixture = Fixture::new().await;
+    let transaction = undecided(&fixture).await;
+    for pooled in [false, true] {
+        let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(pooled);
+        let store = builder.build();
+        for key in ["inserted", "running"] {
+            let claimed = store.claim(&request(key)).await.unwrap();
+            let running = matches!(claimed, Claimed::Existing(Existing::InProgress { .. }));
+            assert!(running, "{key}: {claimed:?}");
+        }
+        let claimed = store.claim(&request("answered")).await.unwrap();
+        let replayed = matches!(claimed, Claimed::Existing(Existing::Completed(_)));
+        assert!(replayed, "{claimed:?}");
+    }
+    transaction.rollback().await.unwrap();
+    acquire(&fixture.store, &request("inserted")).await;
+}
+
+#[tokio::test]
+async fn claims_of_a_key_in_somebodys_transaction_do_not_hold_up_other_keys() {
+    let fixture = Fixture::new().await;
+    let transaction = undecided(&fixture).await;
+    let mut claims = tokio::task::JoinSet::new();
+    for key in ["inserted", "running"].repeat(16) {
+        let store = fixture.store.clone();
+        claims.spawn(async move { store.claim(&request(key)).await });
+    }
+    super::until("claims wait", async || {
+        super::backends(&fixture.pool, "wait_event_type = 'Lock'").await > 0
+    })
+    .await;
+    let other = request("other");
+    let other = tokio::time::timeout(Duration::from_secs(2), fixture.store.claim(&other));
+    let other = other.await.expect("in time").unwrap();
+    assert!(matches!(other, Claimed::Acquired(_)), "{other:?}");
+    let claimed = claims.join_all().await;
+    assert!(claimed.iter().all(Result::is_ok), "{claimed:?}");
+    transaction.rollback().await.unwrap();
+}
+
+#[tokio::test]
+async fn completions_of_a_locked_record_do_not_hold_up_other_keys() {
+    let fixture = Fixture::new().await;
+    let claim = acquire(&fixture.store, &request("key")).await;
+    let locked = lock(&fixture, "key").await;
+    let mut completions = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (store, claim) = (fixture.store.clone(), claim.clone());
+        completions.spawn(async move { store.complete(&claim, &completion()).await });
+    }
+    super::until("completions wait", async || {
+        super::backends(&fixture.pool, "wait_event_type = 'Lock'").await > 0
+    })
+    .await;
+    let other = request("other");
+    let other = tokio::time::timeout(Duration::from_secs(2), fixture.store.claim(&other));
+    other.await.expect("in time").unwrap();
+    for refused in completions.join_all().await {
+        assert_eq!(refused.unwrap_err().kind(), StoreErrorKind::Unavailable);
+    }
     locked.rollback().await.unwrap();
-    store.complete(&claim, &completion()).await.unwrap();
 }
 
 #[tokio::test]
@@ -130,7 +240,9 @@ async fn c5_a_claim_that_waited_for_another_insert_sees_its_record() {
     let insert = sqlx::raw_sql("insert into idempotency.record select * from copy");
     insert.execute(&mut *transaction).await.unwrap();
 
-    let (store, second) = (fixture.store.clone(), request("key"));
+    // The sessions of the application wait for as long as it takes.
+    let builder = PgStore::builder(fixture.database.pool(1).await);
+    let (store, second) = (builder.with_shared_pool(true).build(), request("key"));
     let waiting = tokio::spawn(async move { store.claim(&second).await });
     super::until("the second claim waits", async || {
         super::backends(&fixture.pool, "wait_event_type = 'Lock'").await == 1

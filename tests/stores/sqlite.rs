@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use tower_idempotency::store::conformance::Subject;
-use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing, Token};
+use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing, Resolution, Token};
 use tower_idempotency::{
     Envelope, Fingerprint, Identity, Lost, References, SqliteStore, Store, StoreErrorKind,
 };
@@ -207,6 +207,38 @@ async fn a_record_that_cannot_be_read_is_corrupt() {
         let found = sqlite.store.claim(&request).await;
         let error = found.expect_err(damage);
         assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn a_held_record_that_cannot_be_read_hides_no_other() {
+    let none = References::default();
+    for (damage, resolvable) in [
+        ("update idempotency_record set refs = '{'", true),
+        ("update idempotency_record set refs = x'ff'", true),
+        ("update idempotency_record set attempt = -1", true),
+        ("update idempotency_record set claimed_at = 9e999", true),
+        ("update idempotency_record set token = x'01'", false),
+        ("update idempotency_record set scope = x'ff'", false),
+    ] {
+        let sqlite = Sqlite::new().await;
+        let whole = ClaimRequest {
+            identity: Identity::new("acme", "POST /charges", "whole"),
+            ..request()
+        };
+        for (request, damage) in [(request(), damage), (whole, "select 1")] {
+            let claim = request.claim(1, SystemTime::UNIX_EPOCH);
+            sqlite.store.claim(&request).await.unwrap();
+            sqlite.store.hold(&claim, &none).await.unwrap();
+            sqlite.sql(damage).await;
+        }
+        let listed = sqlite.store.list_held(None, 10).await.expect(damage);
+        assert_eq!(listed.len(), 1 + usize::from(resolvable), "{damage}");
+        for held in listed {
+            let free = Resolution::Release;
+            let resolved = sqlite.store.resolve(&held.identity, held.token, &free);
+            resolved.await.expect(damage);
+        }
     }
 }
 

@@ -5,13 +5,13 @@ use sqlx::query::Query;
 use sqlx::{Postgres, Row as _};
 
 use super::PgStore;
-use super::connection::Done;
+use super::connection::{Done, is_locked};
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::lent::error;
-use crate::store::protocol::{Records, Row, State, Takeover};
+use crate::store::protocol::{Inserted, Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
@@ -63,8 +63,12 @@ where id = (
 )";
 
 impl Records for PgStore {
-    async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
-        returned(&self.run(insert(request)).await?)
+    async fn insert(&self, request: &ClaimRequest) -> Result<Inserted, StoreError> {
+        let done = match self.try_run(insert(request)).await {
+            Err(locked) if is_locked(&locked) => return Ok(Inserted::Undecided),
+            done => done.map_err(error)?,
+        };
+        Ok(returned(&done)?.map_or(Inserted::Taken, Inserted::Until))
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {

@@ -12,6 +12,11 @@ use super::{PgStore, PgStoreBuilder};
 use crate::store::StoreError;
 use crate::store::lent::{self, Lent};
 
+/// How long a statement waits for a record that somebody else has locked: few connections must not
+/// be taken up by those who want one record, and each of them can come again. `complete` and
+/// `release` do so until they are heard.
+pub(super) const LOCK_TIMEOUT: &str = "100ms";
+
 /// What the guarantee asks of a session: commits that survive a crash unless the server asks for
 /// more, one snapshot for each statement, and an end to waiting.
 const SESSION: &str = "select
@@ -19,6 +24,7 @@ const SESSION: &str = "select
         else current_setting('synchronous_commit') end, false),
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('statement_timeout', $1, false),
+    set_config('lock_timeout', $2, false),
     set_config('idle_in_transaction_session_timeout', $1, false)";
 
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
@@ -32,7 +38,10 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     } else {
         let timeout = milliseconds(settings.statement_timeout);
         options.after_connect(move |connection, _| {
-            let query = sqlx::query(SESSION).bind(timeout.clone()).persistent(false);
+            let query = sqlx::query(SESSION)
+                .bind(timeout.clone())
+                .bind(LOCK_TIMEOUT)
+                .persistent(false);
             Box::pin(async move { connection.execute(query).await.map(drop) })
         })
     };
@@ -51,6 +60,7 @@ pub(super) fn pooled_begin(settings: &PgStoreBuilder) -> SqlStr {
     let sql = format!(
         "begin isolation level read committed;
         set local statement_timeout = '{timeout}';
+        set local lock_timeout = '{LOCK_TIMEOUT}';
         set local idle_in_transaction_session_timeout = '{timeout}';
         select set_config('synchronous_commit', 'on', true)
         where current_setting('synchronous_commit') = 'off'"
@@ -71,12 +81,26 @@ impl PgStore {
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Done, StoreError> {
-        let mut connection = self.connection().await?;
-        let result = match self.pooled_begin {
-            None => collect(&mut connection, query).await,
-            Some(_) => self.collect_pooled(&mut connection, query).await,
-        };
-        connection.finish(result)
+        self.try_run(query).await.map_err(lent::error)
+    }
+
+    /// The same, for those who look at the error.
+    pub(super) async fn try_run(
+        &self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Done, Error> {
+        let mut connection = self.acquire().await?;
+        if self.pooled_begin.is_some() {
+            let done = self.collect_pooled(&mut connection, query).await?;
+            connection.keep();
+            return Ok(done);
+        }
+        let result = collect(&mut connection, query).await;
+        // A statement that got no lock has ended, and no transaction is left of it.
+        if result.as_ref().map_or_else(is_locked, |_| true) {
+            connection.keep();
+        }
+        result
     }
 
     /// sqlx prepares a statement and executes it in two steps. A transaction pooler may send the
@@ -109,6 +133,12 @@ impl PgStore {
     pub(super) async fn connection(&self) -> Result<Lent<Postgres>, StoreError> {
         self.acquire().await.map_err(lent::error)
     }
+}
+
+/// `lock_not_available` in PostgreSQL's table of error codes.
+pub(super) fn is_locked(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("55P03")
 }
 
 async fn collect(

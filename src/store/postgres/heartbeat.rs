@@ -2,6 +2,7 @@ use futures_util::future::join_all;
 use sqlx::{Error, Row as _};
 
 use super::PgStore;
+use super::connection::is_locked;
 use super::types::PgUuid;
 use crate::store::lent::error;
 use crate::store::{LeaseRenewal, Renewed, StoreError};
@@ -27,9 +28,6 @@ where id = $1 and token = $2 and state = 'running'";
 
 /// How long a passed-over record is waited for.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '50ms'";
-
-/// `lock_not_available` in PostgreSQL's table of error codes.
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 impl PgStore {
     pub(super) async fn extend_leases(
@@ -74,11 +72,7 @@ impl PgStore {
         let mut connection = self.connection().await?;
         let result = self.extend_waiting(&mut connection, renewal).await;
         match result {
-            Err(Error::Database(database))
-                if database.code().as_deref() == Some(LOCK_NOT_AVAILABLE) =>
-            {
-                Ok(Renewed::Busy)
-            }
+            Err(locked) if is_locked(&locked) => Ok(Renewed::Busy),
             Err(other) => Err(error(other)),
             Ok(renewed) => connection.finish(Ok(renewed)),
         }

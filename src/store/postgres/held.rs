@@ -6,8 +6,8 @@ use super::claim::attempt;
 use super::types::PgUuid;
 use crate::identity::{Identity, RecordId};
 use crate::store::lent::error;
-use crate::store::protocol::{self, MAX_HELD_PAGE};
-use crate::store::sql::time;
+use crate::store::protocol::MAX_HELD_PAGE;
+use crate::store::sql::HeldRow;
 use crate::store::{HeldRecord, Resolution, StoreError, Token};
 
 /// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
@@ -23,7 +23,7 @@ delete from idempotency.record where id = $1 and token = $2 and state = 'held'";
 
 /// Held rows alone have `sweep_at = 'infinity'`, so the index finds them.
 const LIST_HELD: &str = "
-select scope, operation, key, token, attempt, refs,
+select id, scope, operation, key, token, attempt, refs,
     extract(epoch from claimed_at)::float8 as claimed_at
 from idempotency.record
 where sweep_at = 'infinity' and state = 'held' and ($1::uuid is null or id > $1)
@@ -63,18 +63,29 @@ impl PgStore {
         let query = sqlx::query(LIST_HELD)
             .bind(after.map(PgUuid::from))
             .bind(i64::from(limit.min(MAX_HELD_PAGE)));
-        self.run(query).await?.rows.iter().map(read_held).collect()
+        let rows = self.run(query).await?.rows;
+        let held = rows.iter().map(|row| Ok(read_held(row)?.show()));
+        held.filter_map(Result::transpose).collect()
     }
 }
 
-fn read_held(row: &PgRow) -> Result<HeldRecord, StoreError> {
-    let text = |column| row.try_get::<String, _>(column).map_err(error);
-    let references: Option<String> = row.try_get("refs").map_err(error)?;
-    Ok(HeldRecord {
-        identity: Identity::new(text("scope")?, text("operation")?, text("key")?),
-        token: Token::from_bytes(row.try_get::<PgUuid, _>("token").map_err(error)?.0),
-        attempt: attempt(row)?,
-        references: protocol::references(references.as_deref())?,
-        claimed_at: time(row.try_get("claimed_at").map_err(error)?)?,
+fn read_held(row: &PgRow) -> Result<HeldRow, StoreError> {
+    let uuid = |column| row.try_get::<PgUuid, _>(column).map_err(error);
+    Ok(HeldRow {
+        id: RecordId::from_bytes(uuid("id")?.0),
+        identity: identity(row).map_err(error),
+        token: uuid("token").map(|token| Token::from_bytes(token.0)),
+        attempt: attempt(row),
+        references: row.try_get("refs").map_err(error),
+        claimed_at: row.try_get("claimed_at").map_err(error),
     })
+}
+
+fn identity(row: &PgRow) -> Result<Identity, sqlx::Error> {
+    let text = |column| row.try_get::<String, _>(column);
+    Ok(Identity::new(
+        text("scope")?,
+        text("operation")?,
+        text("key")?,
+    ))
 }

@@ -14,6 +14,7 @@ const BEGIN: &str = "begin isolation level read committed";
 
 /// Waiting for another node, or for a long upgrade, is not a fault.
 const NO_TIMEOUT: &str = "set local statement_timeout = 0";
+const NO_LOCK_TIMEOUT: &str = "set local lock_timeout = 0";
 
 /// That everything is in place already is no news.
 const NO_NOTICES: &str = "set local client_min_messages = warning";
@@ -63,7 +64,7 @@ impl PgStore {
 
 async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let mut transaction = connection.begin_with(BEGIN).await?;
-    for statement in [NO_TIMEOUT, NO_NOTICES, LOCK] {
+    for statement in [NO_TIMEOUT, NO_LOCK_TIMEOUT, NO_NOTICES, LOCK] {
         let query = sqlx::query(statement).persistent(false);
         query.execute(&mut *transaction).await?;
     }

@@ -10,7 +10,7 @@ use crate::extract::References;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::lent::error;
-use crate::store::protocol::{Records, Row, State, Takeover};
+use crate::store::protocol::{Inserted, Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
@@ -73,7 +73,7 @@ update idempotency_record set state = 'held', refs = ?3, sweep_at = 9e999
 where id = ?1 and token = ?2 and state in ('running', 'held')";
 
 impl Records for SqliteStore {
-    async fn insert(&self, request: &ClaimRequest) -> Result<Option<SystemTime>, StoreError> {
+    async fn insert(&self, request: &ClaimRequest) -> Result<Inserted, StoreError> {
         let identity = &request.identity;
         let query = sqlx::query(INSERT)
             .bind(identity.id().as_bytes().to_vec())
@@ -86,7 +86,8 @@ impl Records for SqliteStore {
             .bind(request.fingerprint.to_bytes())
             .bind(request.lease.as_secs_f64())
             .bind(request.ttl.as_secs_f64());
-        self.returned(query).await
+        let inserted = self.returned(query).await?;
+        Ok(inserted.map_or(Inserted::Taken, Inserted::Until))
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
@@ -183,9 +184,11 @@ fn read(row: &SqliteRow) -> Result<Row, StoreError> {
 }
 
 pub(super) fn token(row: &SqliteRow) -> Result<Token, StoreError> {
-    let bytes: Vec<u8> = row.try_get("token").map_err(error)?;
+    uuid(row, "token").map(Token::from_bytes)
+}
+
+pub(super) fn uuid(row: &SqliteRow, column: &str) -> Result<[u8; 16], StoreError> {
+    let bytes: Vec<u8> = row.try_get(column).map_err(error)?;
     let bytes = bytes.try_into();
-    bytes
-        .map(Token::from_bytes)
-        .map_err(|_| StoreError::corrupt("token is not 16 bytes long"))
+    bytes.map_err(|_| StoreError::corrupt("id or token is not 16 bytes long"))
 }

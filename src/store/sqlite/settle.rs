@@ -3,11 +3,11 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Connection as _, Error, Row as _, Sqlite, SqliteConnection};
 
 use super::SqliteStore;
-use super::records::token;
+use super::records::{token, uuid};
 use crate::identity::{Identity, RecordId};
 use crate::store::lent::error;
-use crate::store::protocol::{self, MAX_HELD_PAGE};
-use crate::store::sql::time;
+use crate::store::protocol::MAX_HELD_PAGE;
+use crate::store::sql::HeldRow;
 use crate::store::{HeldRecord, LeaseRenewal, Renewed, Resolution, StoreError, Swept, Token};
 
 const EXTEND: &str = "
@@ -27,7 +27,7 @@ delete from idempotency_record where id = ?1 and token = ?2 and state = 'held'";
 
 /// Held rows alone have an infinite `sweep_at`, so the index finds them.
 const LIST_HELD: &str = "
-select scope, operation, key, token, attempt, refs, claimed_at
+select id, scope, operation, key, token, attempt, refs, claimed_at
 from idempotency_record
 where sweep_at = 9e999 and state = 'held' and (?1 is null or id > ?1)
 order by id limit ?2";
@@ -92,7 +92,9 @@ impl SqliteStore {
             .bind(limit.min(MAX_HELD_PAGE));
         let mut connection = self.connection().await?;
         let result = query.fetch_all(&mut *connection).await;
-        connection.finish(result)?.iter().map(read_held).collect()
+        let rows = connection.finish(result)?;
+        let held = rows.iter().map(|row| Ok(read_held(row)?.show()));
+        held.filter_map(Result::transpose).collect()
     }
 
     pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
@@ -134,14 +136,22 @@ pub(super) fn fenced(
         .bind(token.as_bytes().to_vec())
 }
 
-fn read_held(row: &SqliteRow) -> Result<HeldRecord, StoreError> {
-    let text = |column| row.try_get::<String, _>(column).map_err(error);
-    let references: Option<String> = row.try_get("refs").map_err(error)?;
-    Ok(HeldRecord {
-        identity: Identity::new(text("scope")?, text("operation")?, text("key")?),
-        token: token(row)?,
-        attempt: row.try_get("attempt").map_err(error)?,
-        references: protocol::references(references.as_deref())?,
-        claimed_at: time(row.try_get("claimed_at").map_err(error)?)?,
+fn read_held(row: &SqliteRow) -> Result<HeldRow, StoreError> {
+    Ok(HeldRow {
+        id: RecordId::from_bytes(uuid(row, "id")?),
+        identity: identity(row).map_err(error),
+        token: token(row),
+        attempt: row.try_get("attempt").map_err(error),
+        references: row.try_get("refs").map_err(error),
+        claimed_at: row.try_get("claimed_at").map_err(error),
     })
+}
+
+fn identity(row: &SqliteRow) -> Result<Identity, Error> {
+    let text = |column| row.try_get::<String, _>(column);
+    Ok(Identity::new(
+        text("scope")?,
+        text("operation")?,
+        text("key")?,
+    ))
 }
