@@ -17,8 +17,12 @@ const VERSION: u16 = 1;
 /// Always part of it: method, concrete path, query, content type and body. Bodies are compared byte
 /// for byte, unless a form below applies to their content type.
 ///
-/// Changing it, or upgrading to a version of this crate that computes it differently, breaks no
-/// retry: every record also keeps the digest of the raw request, which decides when the settings differ.
+/// It may be changed at any time, and so may the way a version of this crate computes it: every
+/// record also keeps the digest of the raw request (method, path, query, content type, body), which
+/// decides when the settings differ. A retry that is the same byte for byte is replayed across such
+/// a deploy. One that differs in what only the settings ignored is refused with
+/// [`KeyReused`](crate::Code::KeyReused) until the old record has expired, and chosen headers are
+/// not compared.
 ///
 /// ```
 /// use tower_idempotency::{Fingerprinter, Policy};
