@@ -31,6 +31,8 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::schema_error::SchemaError;
+
 /// Records in PostgreSQL 14 or later.
 ///
 /// The store opens connections of its own, with the options of the pool it is given: a cancelled
