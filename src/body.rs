@@ -50,7 +50,7 @@ where
     }
     let read = timeout(patience, read_frames(body, limit)).await;
     read.unwrap_or_else(|_| {
-        let detail = format!("not complete after {} s", patience.as_secs());
+        let detail = format!("was not complete after {patience:?}");
         Err(Rejection::new(Code::BodyTimeout).with_detail(detail))
     })
 }
@@ -83,7 +83,7 @@ where
 }
 
 fn too_large(limit: usize) -> Rejection {
-    Rejection::new(Code::BodyTooLarge).with_detail(format!("more than {limit} bytes"))
+    Rejection::new(Code::BodyTooLarge).with_detail(format!("has more than {limit} bytes"))
 }
 
 /// A limit of an outer layer shows as an error of the body.

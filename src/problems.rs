@@ -6,8 +6,8 @@
 //! | <span id="key-invalid">`key-invalid`</span> | 400 | no | The key is empty, too long, sent twice, or has a comma, a control byte or a byte outside ASCII. `detail` says which. |
 //! | <span id="scope-missing">`scope-missing`</span> | 403 | no | It cannot be told who is asking. The layer that authenticates has to be outside the idempotency layer. |
 //! | <span id="body-too-large">`body-too-large`</span> | 413 | no | The request's body is over the route's limit; nothing was run. |
-//! | <span id="body-timeout">`body-timeout`</span> | 408 | yes | The request's body did not arrive within the time allowed; nothing was run. |
-//! | <span id="body-unreadable">`body-unreadable`</span> | 400 | yes | The request's body broke off; nothing was run. |
+//! | <span id="body-timeout">`body-timeout`</span> | 408 | after `Retry-After` | The request's body did not arrive within the time allowed; nothing was run. |
+//! | <span id="body-unreadable">`body-unreadable`</span> | 400 | after `Retry-After` | The request's body broke off; nothing was run. |
 //! | <span id="key-reused">`key-reused`</span> | 409 | no | The key belongs to another request: other body, query, path or content type. Use a new key for a new operation. |
 //! | <span id="request-in-progress">`request-in-progress`</span> | 409 | after `Retry-After` | The first request with this key is still running. |
 //! | <span id="outcome-unknown">`outcome-unknown`</span> | 409 | once resolved | An attempt was made and nobody knows what came of it. An operator has to look and [`resolve`](crate::Store::resolve) it. |

@@ -28,6 +28,18 @@ macro_rules! on_every_store {
     };
 }
 
+/// The same, for cases that write to records behind the store's back.
+macro_rules! on_every_database {
+    ($($case:ident),* $(,)?) => {
+        mod databases {
+            $(use super::$case;)*
+
+            mod sqlite { crate::on_one_store!(crate::backend::Sqlite; $($case),*); }
+            mod postgres { crate::on_one_store!(crate::backend::Postgres; $($case),*); }
+        }
+    };
+}
+
 macro_rules! on_one_store {
     ($backend:ty; $($case:ident),* $(,)?) => {
         $(
@@ -41,8 +53,14 @@ macro_rules! on_one_store {
 
 pub(crate) use on_one_store;
 
+#[path = "cases/canonical.rs"]
+mod canonical;
 #[path = "cases/concurrency.rs"]
 mod concurrency;
+#[path = "cases/deploy.rs"]
+mod deploy;
+#[path = "cases/derived.rs"]
+mod derived;
 #[path = "cases/failure.rs"]
 mod failure;
 #[path = "cases/fingerprint.rs"]
@@ -51,6 +69,10 @@ mod fingerprint;
 mod key;
 #[path = "cases/lease.rs"]
 mod lease;
+#[path = "cases/profile.rs"]
+mod profile;
+#[path = "cases/provoke.rs"]
+mod provoke;
 #[path = "cases/replay.rs"]
 mod replay;
 #[path = "cases/requests.rs"]

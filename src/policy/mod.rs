@@ -170,11 +170,13 @@ impl Policy {
     }
 
     /// Names the operation. Default: method and route template (`POST /orders/{}`), or the concrete
-    /// path where no template is known. A name survives a renamed route, and lets two routes share keys.
+    /// path where no template is known. A name survives a change of the template. Routes of one name
+    /// share their keys: one that was used on the first is refused on the second, since the path is
+    /// part of the [fingerprint](Fingerprinter).
     ///
     /// ```
     /// # use tower_idempotency::Policy;
-    /// // `/v1/charges` and `/v2/charges` share their keys.
+    /// // What was charged by `/v1/charges` is not charged again by `/v2/charges`.
     /// let policy = Policy::critical().with_operation("charge");
     /// ```
     #[must_use]

@@ -251,11 +251,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_is_explained_with_its_status() {
+    fn every_code_is_explained_with_its_status_and_whether_to_wait() {
         let problems = include_str!("../problems.rs");
         for code in Code::ALL {
-            let row = format!("`{code}`</span> | {} |", code.status().as_u16());
-            assert!(problems.contains(&row), "{row}");
+            let row = format!("`{code}`</span> | {} | ", code.status().as_u16());
+            let at = problems.find(&row).map(|at| at + row.len());
+            let waits = at.map(|at| problems[at..].starts_with("after `Retry-After` |"));
+            let rejection = crate::Rejection::new(code);
+            assert_eq!(waits, Some(rejection.retry_after().is_some()), "{code}");
         }
     }
 }

@@ -67,7 +67,9 @@ impl Rejection {
     pub(crate) fn new(code: Code) -> Self {
         let retry_after = matches!(
             code,
-            Code::RequestInProgress
+            Code::BodyTimeout
+                | Code::BodyUnreadable
+                | Code::RequestInProgress
                 | Code::AnswerNotRecorded
                 | Code::StoreUnavailable
                 | Code::Overloaded

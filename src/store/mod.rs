@@ -10,6 +10,8 @@ mod memory;
 pub mod postgres;
 pub(crate) mod protocol;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod schema_error;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;

@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{PgPool, SqlitePool};
-use tower_idempotency::{IdempotencyLayer, MemoryStore, PgStore, Scope, SqliteStore, Store};
+use tower_idempotency::{
+    IdempotencyLayer, MemoryStore, PgStore, Policy, Scope, SqliteStore, Store,
+};
 
 use crate::common::database::TestDatabase;
+use crate::flaky::Flaky;
 
 pub trait Backend: Send + Sync + Sized + 'static {
     type Store: Store + Clone;
@@ -24,12 +27,29 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn layer(&self) -> IdempotencyLayer<Self::Store> {
         IdempotencyLayer::new(self.store(), Scope::header("x-tenant").unwrap())
     }
+
+    /// The same under a policy, on a store that fails on demand and is soon given up.
+    fn flaky(&self, policy: Policy) -> (Flaky<Self::Store>, IdempotencyLayer<Flaky<Self::Store>>) {
+        let store = Flaky::new(self.store());
+        let layer = IdempotencyLayer::new(store.clone(), Scope::header("x-tenant").unwrap())
+            .with_policy(policy)
+            .unwrap()
+            .with_store_timeout(Duration::from_millis(300))
+            .unwrap();
+        (store, layer)
+    }
 }
 
 /// Stores whose records a test can write to behind their back.
 pub trait Corruptible: Backend {
     /// Sets the stored answer of every record.
     fn set_answers(&self, bytes: Vec<u8>) -> impl Future<Output = ()> + Send;
+
+    /// The fingerprint of the only record.
+    fn fingerprint(&self) -> impl Future<Output = Vec<u8>> + Send;
+
+    /// Sets the fingerprint of every record.
+    fn set_fingerprint(&self, bytes: Vec<u8>) -> impl Future<Output = ()> + Send;
 }
 
 pub struct Memory(MemoryStore);
@@ -100,6 +120,16 @@ impl Corruptible for Sqlite {
         let query = sqlx::query("update idempotency_record set answer = ?1").bind(bytes);
         query.execute(&self.pool).await.unwrap();
     }
+
+    async fn fingerprint(&self) -> Vec<u8> {
+        let query = sqlx::query_scalar("select fingerprint from idempotency_record");
+        query.fetch_one(&self.pool).await.unwrap()
+    }
+
+    async fn set_fingerprint(&self, bytes: Vec<u8>) {
+        let query = sqlx::query("update idempotency_record set fingerprint = ?1").bind(bytes);
+        query.execute(&self.pool).await.unwrap();
+    }
 }
 
 impl Drop for Sqlite {
@@ -150,6 +180,16 @@ impl Backend for Postgres {
 impl Corruptible for Postgres {
     async fn set_answers(&self, bytes: Vec<u8>) {
         let query = sqlx::query("update idempotency.record set answer = $1").bind(bytes);
+        query.execute(&self.pool).await.unwrap();
+    }
+
+    async fn fingerprint(&self) -> Vec<u8> {
+        let query = sqlx::query_scalar("select fingerprint from idempotency.record");
+        query.fetch_one(&self.pool).await.unwrap()
+    }
+
+    async fn set_fingerprint(&self, bytes: Vec<u8>) {
+        let query = sqlx::query("update idempotency.record set fingerprint = $1").bind(bytes);
         query.execute(&self.pool).await.unwrap();
     }
 }

@@ -6,11 +6,10 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::MethodRouter;
 use bytes::Bytes;
-use tower_idempotency::{IdempotencyLayer, Outcome, Policy, Risk, Scope};
+use tower_idempotency::{IdempotencyLayer, Outcome, Policy, Risk};
 
-use crate::backend::{Backend, Corruptible, Postgres, Sqlite};
-use crate::flaky::{Fault, Flaky};
-use crate::on_one_store;
+use crate::backend::{Backend, Corruptible};
+use crate::flaky::Fault;
 use crate::site::{Runs, Sent, Site, critical, eventually, every_method, policy};
 
 on_every_store!(
@@ -35,37 +34,13 @@ on_every_store!(
     x11_shutdown_waits_for_handlers_whose_clients_are_gone,
 );
 
-mod corrupt {
-    use super::{Postgres, Sqlite, on_one_store};
-
-    pub(super) use super::x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run;
-
-    mod sqlite {
-        super::on_one_store!(super::Sqlite; x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run);
-    }
-    mod postgres {
-        super::on_one_store!(super::Postgres; x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run);
-    }
-}
+on_every_database!(x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run);
 
 fn layer<B: Backend>(backend: &B, policy: Policy) -> IdempotencyLayer<B::Store> {
     backend
         .layer()
         .with_policy(policy.with_volatile_store(true))
         .unwrap()
-}
-
-fn flaky<B: Backend>(
-    backend: &B,
-    policy: Policy,
-) -> (Flaky<B::Store>, IdempotencyLayer<Flaky<B::Store>>) {
-    let store = Flaky::new(backend.store());
-    let layer = IdempotencyLayer::new(store.clone(), Scope::header("x-tenant").unwrap())
-        .with_policy(policy)
-        .unwrap()
-        .with_store_timeout(Duration::from_millis(300))
-        .unwrap();
-    (store, layer)
 }
 
 async fn x3_answers_that_say_nothing_was_done_are_never_stored(backend: impl Backend) {
@@ -221,7 +196,7 @@ async fn x6_an_answer_that_cannot_be_recorded_is_held_back_and_recorded_later(
     backend: impl Backend,
 ) {
     let settles = critical().with_settle_timeout(Duration::from_millis(200));
-    let (store, layer) = flaky(&backend, settles);
+    let (store, layer) = backend.flaky(settles);
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.completions(Fault::Down);
@@ -243,7 +218,7 @@ async fn x6_an_answer_that_cannot_be_recorded_is_held_back_and_recorded_later(
 
 async fn x6_a_losable_answer_goes_out_and_is_recorded_later(backend: impl Backend) {
     let settles = Policy::medium().with_settle_timeout(Duration::from_millis(200));
-    let (store, layer) = flaky(&backend, settles);
+    let (store, layer) = backend.flaky(settles);
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.completions(Fault::Down);
@@ -267,7 +242,7 @@ async fn x6_a_process_that_cannot_record_its_answer_never_runs_the_request_again
     backend: impl Backend,
 ) {
     let settles = Policy::medium().with_settle_timeout(Duration::from_millis(200));
-    let (store, layer) = flaky(&backend, settles);
+    let (store, layer) = backend.flaky(settles);
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.completions(Fault::Down);
@@ -290,7 +265,7 @@ async fn x6_a_process_that_cannot_record_its_answer_never_runs_the_request_again
 }
 
 async fn x6b_a_claim_whose_acknowledgement_is_lost_runs_once(backend: impl Backend) {
-    let (store, layer) = flaky(&backend, critical());
+    let (store, layer) = backend.flaky(critical());
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.claims(Fault::LoseAcknowledgement);
@@ -302,7 +277,7 @@ async fn x6b_a_claim_whose_acknowledgement_is_lost_runs_once(backend: impl Backe
 }
 
 async fn x6b_a_completion_whose_acknowledgement_is_lost_is_a_success(backend: impl Backend) {
-    let (store, layer) = flaky(&backend, critical());
+    let (store, layer) = backend.flaky(critical());
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.completions(Fault::LoseAcknowledgement);
@@ -315,7 +290,7 @@ async fn x6b_a_completion_whose_acknowledgement_is_lost_is_a_success(backend: im
 
 async fn x7_a_store_that_is_down_refuses_closed_routes(backend: impl Backend) {
     for policy in [critical(), policy(), Policy::medium()] {
-        let (store, layer) = flaky(&backend, policy);
+        let (store, layer) = backend.flaky(policy);
         let runs = Runs::free();
         let site = Site::orders(&layer, runs.handler()).await;
         store.claims(Fault::Down);
@@ -328,7 +303,7 @@ async fn x7_a_store_that_is_down_refuses_closed_routes(backend: impl Backend) {
 }
 
 async fn x7_a_store_that_is_down_lets_open_routes_run_marked(backend: impl Backend) {
-    let (store, layer) = flaky(&backend, Policy::low());
+    let (store, layer) = backend.flaky(Policy::low());
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.claims(Fault::Down);
@@ -344,7 +319,7 @@ async fn x7_a_store_that_is_down_lets_open_routes_run_marked(backend: impl Backe
 }
 
 async fn x7_an_open_route_refuses_what_this_process_runs_already(backend: impl Backend) {
-    let (store, layer) = flaky(&backend, Policy::low());
+    let (store, layer) = backend.flaky(Policy::low());
     let runs = Runs::gated();
     let site = Site::orders(&layer, runs.handler()).await;
     store.claims(Fault::Down);
@@ -363,7 +338,7 @@ async fn x7_an_open_route_refuses_what_this_process_runs_already(backend: impl B
 }
 
 async fn x8_a_store_that_never_answers_is_given_up_in_time(backend: impl Backend) {
-    let (store, layer) = flaky(&backend, policy());
+    let (store, layer) = backend.flaky(policy());
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;
     store.claims(Fault::Hang);
@@ -374,7 +349,7 @@ async fn x8_a_store_that_never_answers_is_given_up_in_time(backend: impl Backend
 }
 
 async fn x8_after_failures_in_a_row_nobody_waits_and_a_probe_recovers(backend: impl Backend) {
-    let (store, layer) = flaky(&backend, policy());
+    let (store, layer) = backend.flaky(policy());
     let layer = layer.with_breaker(2).unwrap();
     let runs = Runs::free();
     let site = Site::orders(&layer, runs.handler()).await;

@@ -3,7 +3,7 @@ use axum::http::Method;
 use axum::routing::MethodRouter;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tower_idempotency::{Fingerprinter, Scope};
+use tower_idempotency::Scope;
 
 use crate::backend::Backend;
 use crate::flaky::Flaky;
@@ -17,7 +17,6 @@ on_every_store!(
     f4b_a_mismatch_beside_a_legitimate_retry_does_not_disturb_it,
     f5_nested_routers_with_equal_inner_paths_never_share_a_record,
     f5_the_prefix_a_nested_router_strips_still_counts,
-    f6_canonical_json_ignores_order_white_space_and_spelling,
     f9_two_principals_with_one_key_both_run,
     f10_a_request_without_a_scope_is_refused,
     f11_a_body_over_the_limit_is_refused_before_the_claim,
@@ -136,22 +135,6 @@ async fn f5_the_prefix_a_nested_router_strips_still_counts(backend: impl Backend
     site.send(Sent::post("/shops/x/p/1").key("a"))
         .await
         .assert_replay_of(&first);
-}
-
-async fn f6_canonical_json_ignores_order_white_space_and_spelling(backend: impl Backend) {
-    let runs = Runs::free();
-    let canonical = policy().with_fingerprint(Fingerprinter::canonical_json());
-    let layer = backend.layer().with_policy(canonical).unwrap();
-    let site = Site::orders(&layer, runs.handler()).await;
-    let sent = |body: &'static str| Sent::order("a").body(body);
-    let first = site.send(sent(r#"{"item":"tea","quantity":1}"#)).await;
-    first.assert_run(1);
-    let again = site
-        .send(sent(r#"{ "quantity": 1.0, "item": "\u0074ea" }"#))
-        .await;
-    again.assert_replay_of(&first);
-    let other = site.send(sent(r#"{"item":"tea","quantity":2}"#)).await;
-    other.assert_problem(409, "key-reused");
 }
 
 async fn f9_two_principals_with_one_key_both_run(backend: impl Backend) {

@@ -186,6 +186,22 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer as its bytes were, with a body of known length.
+    pub fn read(raw: &str) -> Self {
+        let (head, body) = raw.split_once("\r\n\r\n").expect(raw);
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap();
+        let headers = lines.map(|line| {
+            let (name, value) = line.split_once(": ").unwrap();
+            (name.parse().unwrap(), value.parse().unwrap())
+        });
+        Self {
+            status: status.parse().unwrap(),
+            headers: headers.collect(),
+            body: Bytes::from(body.to_owned()),
+        }
+    }
+
     pub fn is_replay(&self) -> bool {
         self.headers
             .get("idempotent-replayed")

@@ -1,10 +1,7 @@
-use std::fmt;
-
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-
 use sqlx::{Connection as _, PgConnection, SqlSafeStr};
 
-use super::PgStore;
+use super::{PgStore, SchemaError};
 
 /// Any two nodes that start at once have to agree on it.
 const LOCK: &str = "select pg_advisory_xact_lock(7163904716390471)";
@@ -73,32 +70,4 @@ async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
         .await?;
     transaction.commit().await?;
     Ok(())
-}
-
-/// The schema could not be created or upgraded; nothing was changed.
-#[derive(Debug)]
-pub struct SchemaError(MigrateError);
-
-impl From<sqlx::Error> for SchemaError {
-    fn from(error: sqlx::Error) -> Self {
-        Self(MigrateError::Execute(error))
-    }
-}
-
-impl fmt::Display for SchemaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            MigrateError::VersionMissing(version) => write!(
-                f,
-                "the schema has migration {version}, which this version of the crate does not know: run the newer version"
-            ),
-            _ => f.write_str("cannot create or upgrade the idempotency schema"),
-        }
-    }
-}
-
-impl std::error::Error for SchemaError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
-    }
 }

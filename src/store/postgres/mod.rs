@@ -32,6 +32,7 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
 pub use transaction::Tx;
 

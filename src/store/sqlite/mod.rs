@@ -9,11 +9,9 @@ mod records;
 mod settle;
 mod transaction;
 
-use std::fmt;
-
 use sqlx::SqlSafeStr;
 use sqlx::SqlitePool;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 use super::protocol;
 use super::{
@@ -24,6 +22,7 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::schema_error::SchemaError;
 pub use super::tx_error::TxError;
 pub use transaction::Tx;
 
@@ -112,34 +111,6 @@ fn migrator() -> Migrator {
     let mut migrator = Migrator::with_migrations(vec![record]);
     migrator.dangerous_set_table_name("_idempotency_migrations");
     migrator
-}
-
-/// The table could not be created or upgraded; nothing was changed.
-#[derive(Debug)]
-pub struct SchemaError(MigrateError);
-
-impl From<sqlx::Error> for SchemaError {
-    fn from(error: sqlx::Error) -> Self {
-        Self(MigrateError::Execute(error))
-    }
-}
-
-impl fmt::Display for SchemaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            MigrateError::VersionMissing(version) => write!(
-                f,
-                "the table has migration {version}, which this version of the crate does not know: run the newer version"
-            ),
-            _ => f.write_str("cannot create or upgrade the idempotency table"),
-        }
-    }
-}
-
-impl std::error::Error for SchemaError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
-    }
 }
 
 impl Store for SqliteStore {

@@ -9,16 +9,19 @@ use crate::canonical;
 use crate::digest::Fields;
 use crate::error::ConfigError;
 
-/// Raised whenever the same request under the same settings would get another digest.
-const VERSION: u16 = 1;
+use super::{Fingerprint, VERSION};
 
 /// How requests are compared: what has to be equal for two requests to be one operation sent twice.
 ///
 /// Always part of it: method, concrete path, query, content type and body. Bodies are compared byte
 /// for byte, unless a form below applies to their content type.
 ///
-/// Changing it, or upgrading to a version of this crate that computes it differently, breaks no
-/// retry: every record also keeps the digest of the raw request, which decides when the settings differ.
+/// It may be changed at any time, and so may the way a version of this crate computes it: every
+/// record also keeps the digest of the raw request (method, path, query, content type, body), which
+/// decides when the settings differ. A retry that is the same byte for byte is replayed across such
+/// a deploy. One that differs in what only the settings ignored is refused with
+/// [`KeyReused`](crate::Code::KeyReused) until the old record has expired, and chosen headers are
+/// not compared.
 ///
 /// ```
 /// use tower_idempotency::{Fingerprinter, Policy};
@@ -147,7 +150,7 @@ impl Fingerprinter {
     }
 
     /// Identifies these settings in a record.
-    fn config(&self) -> u64 {
+    pub(super) fn config(&self) -> u64 {
         let mut fields = Fields::new("tower-idempotency fingerprint settings 1");
         let kinds = [
             (*self == Self::raw(), "raw"),
@@ -310,95 +313,16 @@ impl RequestView<'_> {
     }
 }
 
-/// The digest of a request, as it is kept in the record.
-///
-/// Says whether two requests are the same operation sent twice, and nothing else about them.
-///
-/// ```
-/// use tower_idempotency::Fingerprint;
-///
-/// let first = Fingerprint::of_bytes(b"orders.csv, 3 lines");
-/// let retry = Fingerprint::of_bytes(b"orders.csv, 3 lines");
-/// let other = Fingerprint::of_bytes(b"orders.csv, 4 lines");
-/// assert!(retry.matches(&first) && !other.matches(&first));
-/// assert_eq!(Fingerprint::from_bytes(&first.to_bytes()), Some(first));
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint {
-    version: u16,
-    config: u64,
-    digest: [u8; 32],
-    raw: [u8; 32],
-}
-
-impl Fingerprint {
-    /// The fingerprint of a request to be sent again unchanged: for calls of a [`Store`](crate::Store) outside HTTP.
-    #[must_use]
-    pub fn of_bytes(bytes: &[u8]) -> Self {
-        let raw = Fields::new("tower-idempotency fingerprint 1")
-            .push(bytes)
-            .finish();
-        Self {
-            version: VERSION,
-            config: Fingerprinter::raw().config(),
-            digest: raw,
-            raw,
-        }
-    }
-
-    /// Whether both were taken of the same request, as far as they can be compared: by the
-    /// configured digest if it was made the same way, else by the raw one.
-    #[must_use]
-    pub fn matches(&self, other: &Self) -> bool {
-        if (self.version, self.config) == (other.version, other.config) {
-            self.digest == other.digest
-        } else {
-            self.raw == other.raw
-        }
-    }
-
-    /// The bytes a store keeps: version, settings, digest, and the raw digest where it differs.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(74);
-        bytes.extend(self.version.to_be_bytes());
-        bytes.extend(self.config.to_be_bytes());
-        bytes.extend(self.digest);
-        if self.raw != self.digest {
-            bytes.extend(self.raw);
-        }
-        bytes
-    }
-
-    /// The fingerprint that [`to_bytes`](Self::to_bytes) wrote, or `None` for anything else.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (version, rest) = bytes.split_first_chunk()?;
-        let (config, rest) = rest.split_first_chunk()?;
-        let (digest, rest) = rest.split_first_chunk()?;
-        let raw = match rest {
-            [] => *digest,
-            rest => rest.try_into().ok()?,
-        };
-        Some(Self {
-            version: u16::from_be_bytes(*version),
-            config: u64::from_be_bytes(*config),
-            digest: *digest,
-            raw,
-        })
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    type Headers = [(&'static str, &'static str)];
+    pub(in crate::fingerprint) type Headers = [(&'static str, &'static str)];
 
-    const JSON: &Headers = &[("content-type", "application/json")];
+    pub(in crate::fingerprint) const JSON: &Headers = &[("content-type", "application/json")];
 
-    fn taken(
+    pub(in crate::fingerprint) fn taken(
         by: &Fingerprinter,
         path: &str,
         query: Option<&str>,
@@ -461,39 +385,6 @@ mod tests {
             let one = taken(&by, "/", None, headers, r#"{"a":1.0,"b":2}"#);
             let two = taken(&by, "/", None, headers, r#"{ "b": 2, "a": 1 }"#);
             assert_eq!(one.matches(&two), equal, "{kind}");
-        }
-    }
-
-    #[test]
-    fn under_other_settings_the_raw_digest_decides() {
-        let json = JSON;
-        let before = taken(&Fingerprinter::raw(), "/", None, json, r#"{"a":1}"#);
-        let same = taken(
-            &Fingerprinter::canonical_json(),
-            "/",
-            None,
-            json,
-            r#"{"a":1}"#,
-        );
-        let other = taken(
-            &Fingerprinter::canonical_json(),
-            "/",
-            None,
-            json,
-            r#"{"a":2}"#,
-        );
-        assert!(same.matches(&before));
-        assert!(!other.matches(&before));
-    }
-
-    #[test]
-    fn bytes_round_trip_and_cut_bytes_are_refused() {
-        let json = JSON;
-        for by in [Fingerprinter::raw(), Fingerprinter::canonical_json()] {
-            let taken = taken(&by, "/", None, json, r#"{"a": 1}"#);
-            let bytes = taken.to_bytes();
-            assert_eq!(Fingerprint::from_bytes(&bytes), Some(taken));
-            assert_eq!(Fingerprint::from_bytes(&bytes[..bytes.len() - 1]), None);
         }
     }
 
