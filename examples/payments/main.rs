@@ -25,7 +25,7 @@ use axum::{Router, middleware};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tower_idempotency::{
     ConfigError, DerivedKey, IdempotencyLayer, Lost, PgStore, Policy, Scope, Sweeper, Unknown,
 };
@@ -85,8 +85,12 @@ async fn serve() -> Result<(), BoxError> {
 
     // A key belongs to the account: a token that was refreshed stands for the same one.
     let scope = Scope::extension::<Principal>(|principal| principal.account);
-    let idempotency = IdempotencyLayer::new(store, scope);
-    let app = router(&idempotency, App { pool, receiver })?;
+    let idempotency = IdempotencyLayer::new(store.clone(), scope);
+    let state = App {
+        pool: pool.clone(),
+        receiver,
+    };
+    let app = router(&idempotency, state)?;
 
     let stop = stop_signal()?;
     print_what_to_type(&format!("http://{address}"), &url);
@@ -107,6 +111,8 @@ async fn serve() -> Result<(), BoxError> {
         "Stopped; {} requests were not finished.",
         report.unfinished.len()
     );
+    let closing = async { tokio::join!(store.close(), pool.close()) };
+    drop(timeout(GRACE, closing).await);
     Ok(())
 }
 

@@ -12,7 +12,21 @@ use crate::error::ApiError;
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Profile {
-    name: String,
+    name: Name,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(try_from = "String")]
+struct Name(String);
+
+impl TryFrom<String> for Name {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, &'static str> {
+        let fits = (1..=100).contains(&name.chars().count()) && !name.contains(char::is_control);
+        fits.then_some(Self(name))
+            .ok_or("a name has 1 to 100 characters, and none that controls a terminal")
+    }
 }
 
 pub(crate) async fn update(
@@ -24,6 +38,6 @@ pub(crate) async fn update(
     let upsert = "insert into payments.profile (member, name) values ($1, $2)
         on conflict (member) do update set name = excluded.name";
     let query = sqlx::query(upsert).bind(principal.member);
-    query.bind(&profile.name).execute(&app.pool).await?;
+    query.bind(&profile.name.0).execute(&app.pool).await?;
     Ok(Json(profile))
 }
