@@ -6,7 +6,7 @@ unset PGDATA PGPORT PGHOST PGOPTIONS
 # The newest is tried first, and versions before 14 never.
 usable() {
   for bin; do
-    [ -x "$bin/initdb" ] && [ -x "$bin/pg_ctl" ] && [ -x "$bin/postgres" ] || continue
+    if ! { [ -x "$bin/initdb" ] && [ -x "$bin/pg_ctl" ] && [ -x "$bin/postgres" ]; }; then continue; fi
     major=$("$bin/postgres" --version | sed 's/^[^0-9]*\([0-9]*\).*/\1/')
     [ "$major" -lt 14 ] || echo "$major $bin"
   done | sort -rn | sed -n '1s/^[0-9]* //p'
