@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sqlx::PgPool;
+use sqlx::{PgPool, PgTransaction};
 
 use crate::client::Client;
 use crate::common::database::TestDatabase;
@@ -62,6 +62,14 @@ impl Bench {
 
     pub async fn execute(&self, statement: &'static str) {
         sqlx::raw_sql(statement).execute(&self.pool).await.unwrap();
+    }
+
+    /// Nobody writes to the ledger until the transaction ends.
+    pub async fn closed_ledger(&self) -> PgTransaction<'static> {
+        let mut transaction = self.pool.begin().await.unwrap();
+        let lock = sqlx::raw_sql("lock table payments.ledger in share mode");
+        lock.execute(&mut *transaction).await.unwrap();
+        transaction
     }
 
     /// Lets a minute pass for every lease.

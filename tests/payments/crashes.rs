@@ -1,7 +1,5 @@
 //! Killed at each step of a charge, started again, and asked again.
 
-use sqlx::{PgConnection, PgTransaction};
-
 use crate::bench::Bench;
 use crate::client::ADA;
 use crate::{CHARGES, POSTINGS};
@@ -21,7 +19,7 @@ const RUNNING: &str = "select count(*) from idempotency.record where state = 'ru
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_the_commit_nothing_was_charged_and_a_retry_charges_once() {
     let mut bench = Bench::new().await;
-    let ledger = closed_ledger(&bench).await;
+    let ledger = bench.closed_ledger().await;
     let waiting = bench.service.client.charging("order-1", 1250);
     // The handler is in its transaction, between the charge and the ledger.
     bench.until(AT_THE_LEDGER, 1).await;
@@ -37,11 +35,12 @@ async fn killed_before_the_commit_nothing_was_charged_and_a_retry_charges_once()
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_between_the_commit_and_the_record_a_retry_finds_the_charge() {
     let mut bench = Bench::new().await;
-    let ledger = closed_ledger(&bench).await;
+    let ledger = bench.closed_ledger().await;
     let waiting = bench.service.client.charging("order-1", 1250);
     bench.until(AT_THE_LEDGER, 1).await;
     let mut record = bench.pool.begin().await.unwrap();
-    run(&mut record, "select from idempotency.record for update").await;
+    let lock = sqlx::raw_sql("select from idempotency.record for update");
+    lock.execute(&mut *record).await.unwrap();
     ledger.rollback().await.unwrap();
     // Committed; and the answer cannot be recorded.
     bench.until(AT_THE_RECORD, 1).await;
@@ -75,16 +74,4 @@ async fn charges_once_after_a_restart(bench: &mut Bench) {
     assert_eq!(bench.number(CHARGES).await, 1);
     assert_eq!(bench.number(POSTINGS).await, 1);
     assert_eq!(client.charge(ADA, "order-1", 1250).replayed(), retried);
-}
-
-/// Nobody writes to the ledger until the transaction ends.
-async fn closed_ledger(bench: &Bench) -> PgTransaction<'static> {
-    let mut transaction = bench.pool.begin().await.unwrap();
-    let lock = "lock table payments.ledger in share mode";
-    run(&mut transaction, lock).await;
-    transaction
-}
-
-async fn run(db: &mut PgConnection, statement: &'static str) {
-    sqlx::raw_sql(statement).execute(db).await.unwrap();
 }

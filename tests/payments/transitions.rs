@@ -1,12 +1,17 @@
 //! Captures and refunds: what may follow on what, and what is left in the ledger.
 
-use std::sync::Barrier;
 use std::thread;
+
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
 
 use crate::POSTINGS;
 use crate::bench::Bench;
+use crate::client::{Answer, Client};
 
 const CAPTURES: &str = "select count(*) from payments.ledger where debit = 'customer:reserved'";
+const WAITING: &str = "select count(*) from pg_stat_activity
+    where datname = current_database() and wait_event_type = 'Lock'";
 const REFUNDS: &str = "select count(*) from payments.ledger where debit = 'merchant:acme'";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,18 +44,11 @@ async fn a_capture_under_another_key_gets_the_original_success_and_moves_nothing
 #[tokio::test(flavor = "multi_thread")]
 async fn captures_of_one_charge_at_once_leave_one_row() {
     let bench = Bench::new().await;
-    let client = &bench.service.client;
-    let charge = client.new_charge("order-1");
-    let start = Barrier::new(8);
-    let keys: Vec<_> = (0..8).map(|i| format!("key-{i}")).collect();
-    thread::scope(|scope| {
-        for key in &keys {
-            scope.spawn(|| {
-                start.wait();
-                assert_eq!(client.capture(&charge, Some(key)).status, 201);
-            });
-        }
-    });
+    let charge = bench.service.client.new_charge("order-1");
+
+    let answers = at_once(&bench, |client, key| client.capture(&charge, Some(key))).await;
+
+    assert_eq!(answers.map(|answer| answer.status), [201, 201]);
     assert_eq!(bench.number(CAPTURES).await, 1);
 }
 
@@ -119,25 +117,28 @@ async fn a_refund_over_what_is_left_is_refused_and_not_in_the_ledger() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refunds_at_once_never_give_back_more_than_was_captured() {
     let bench = Bench::new().await;
-    let client = &bench.service.client;
-    let charge = client.captured_charge("order-1");
-    let start = Barrier::new(8);
-    let keys: Vec<_> = (0..8).map(|i| format!("key-{i}")).collect();
-    let statuses: Vec<u16> = thread::scope(|scope| {
-        let refunds: Vec<_> = keys
-            .iter()
-            .map(|key| {
-                let (start, charge) = (&start, &charge);
-                scope.spawn(move || {
-                    start.wait();
-                    client.refund(charge, key, 500).status
-                })
-            })
-            .collect();
-        refunds.into_iter().map(|r| r.join().unwrap()).collect()
-    });
+    let charge = bench.service.client.captured_charge("order-1");
 
-    let count = |status| statuses.iter().filter(|s| **s == status).count();
-    assert_eq!((count(201), count(409)), (2, 6), "{statuses:?}");
-    assert_eq!(bench.number(REFUNDS).await, 2);
+    let answers = at_once(&bench, |client, key| client.refund(&charge, key, 1000)).await;
+
+    let mut statuses = answers.map(|answer| answer.status);
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409]);
+    assert_eq!(bench.number(REFUNDS).await, 1);
+}
+
+/// Two requests, each of which has begun its transaction before the other ends.
+async fn at_once(bench: &Bench, send: impl Fn(&Client, &str) -> Answer + Sync) -> [Answer; 2] {
+    let ledger = bench.closed_ledger().await;
+    let client = &bench.service.client;
+    let both_wait = async {
+        bench.until(WAITING, 2).await;
+        ledger.rollback().await.unwrap();
+    };
+    let send = &send;
+    thread::scope(|scope| {
+        let requests = ["one", "two"].map(|key| scope.spawn(move || send(client, key)));
+        block_in_place(|| Handle::current().block_on(both_wait));
+        requests.map(|request| request.join().unwrap())
+    })
 }
