@@ -141,8 +141,7 @@ pub(crate) async fn find(
 ) -> Result<Charge, ApiError> {
     let select = "select id, amount, currency, status, refunded from payments.charge
         where account = $1 and id = $2";
-    let query = sqlx::query_as(select).bind(account).bind(id);
-    query.fetch_optional(db).await?.ok_or(ApiError::NotFound)
+    one(db, select, account, id).await
 }
 
 pub(crate) async fn list(db: &mut PgConnection, account: &str) -> sqlx::Result<Vec<Charge>> {
@@ -155,6 +154,19 @@ pub(crate) async fn list(db: &mut PgConnection, account: &str) -> sqlx::Result<V
 async fn lock(db: &mut PgConnection, account: &str, id: &str) -> Result<Charge, ApiError> {
     let select = "select id, amount, currency, status, refunded from payments.charge
         where account = $1 and id = $2 for update";
+    one(db, select, account, id).await
+}
+
+async fn one(
+    db: &mut PgConnection,
+    select: &'static str,
+    account: &str,
+    id: &str,
+) -> Result<Charge, ApiError> {
+    // PostgreSQL has no text with a NUL, and so no such charge.
+    if id.contains('\0') {
+        return Err(ApiError::NotFound);
+    }
     let query = sqlx::query_as(select).bind(account).bind(id);
     query.fetch_optional(db).await?.ok_or(ApiError::NotFound)
 }

@@ -81,7 +81,7 @@ async fn serve() -> Result<(), BoxError> {
     // Records, in the schema `idempotency` of the same database.
     let store = PgStore::new(pool.clone());
     store.migrate().await?;
-    tokio::spawn(Sweeper::new(store.clone()).run());
+    let sweeper = tokio::spawn(Sweeper::new(store.clone()).run());
 
     // A key belongs to the account: a token that was refreshed stands for the same one.
     let scope = Scope::extension::<Principal>(|principal| principal.account);
@@ -111,6 +111,7 @@ async fn serve() -> Result<(), BoxError> {
         "Stopped; {} requests were not finished.",
         report.unfinished.len()
     );
+    sweeper.abort();
     let closing = async { tokio::join!(store.close(), pool.close()) };
     drop(timeout(GRACE, closing).await);
     Ok(())

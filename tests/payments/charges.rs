@@ -64,6 +64,16 @@ async fn two_accounts_with_one_key_make_two_charges_and_see_one_each() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_cannot_be_one_is_not_found() {
+    let bench = Bench::new().await;
+    let client = &bench.service.client;
+    for id in ["ch_unknown", "%00", "ch_%27"] {
+        assert_eq!(client.get(&format!("/charges/{id}")).status, 404, "{id}");
+        assert_eq!(client.capture(id, None).status, 404, "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_token_is_refused_before_the_key_is_looked_at() {
     let bench = Bench::new().await;
     let client = &bench.service.client;
