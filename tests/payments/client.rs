@@ -1,0 +1,158 @@
+//! Requests over a real socket, and their answers.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread::{self, JoinHandle};
+
+use crate::bench::PATIENCE;
+
+/// Two tokens of one account, and one of another.
+pub const ADA: &str = "ada-monday";
+pub const ADA_REFRESHED: &str = "ada-tuesday";
+pub const GRACE: &str = "grace-monday";
+
+/// Sends requests of Ada's account, but for [`Client::charge`].
+#[derive(Clone)]
+pub struct Client(pub String);
+
+impl Client {
+    pub fn charge(&self, token: &str, key: &str, amount: i64) -> Answer {
+        let payload = format!(r#"{{"amount": {amount}, "currency": "EUR"}}"#);
+        self.send("POST", "/charges", token, Some(key), &payload)
+    }
+
+    /// A charge that somebody waits for elsewhere, perhaps in vain.
+    pub fn charging(&self, key: &'static str, amount: i64) -> JoinHandle<()> {
+        let client = self.clone();
+        thread::spawn(move || {
+            let payload = format!(r#"{{"amount": {amount}, "currency": "EUR"}}"#);
+            drop(client.exchange("POST", "/charges", ADA, Some(key), &payload));
+        })
+    }
+
+    /// The id of a new charge of 1,250.
+    pub fn new_charge(&self, key: &str) -> String {
+        let made = self.charge(ADA, key, 1250);
+        assert_eq!(made.status, 201, "{}", made.body);
+        made.member("id")
+    }
+
+    pub fn captured_charge(&self, key: &str) -> String {
+        let id = self.new_charge(key);
+        assert_eq!(self.capture(&id, None).status, 201);
+        id
+    }
+
+    pub fn capture(&self, id: &str, key: Option<&str>) -> Answer {
+        self.send("POST", &format!("/charges/{id}/captures"), ADA, key, "")
+    }
+
+    pub fn refund(&self, id: &str, key: &str, amount: i64) -> Answer {
+        let path = format!("/charges/{id}/refunds");
+        let payload = format!(r#"{{"amount": {amount}}}"#);
+        self.send("POST", &path, ADA, Some(key), &payload)
+    }
+
+    pub fn notify(&self, id: &str, key: &str) -> Answer {
+        let path = format!("/charges/{id}/notifications");
+        self.send("POST", &path, ADA, Some(key), "")
+    }
+
+    /// `None` if the service is gone before it answers.
+    pub fn try_notify(&self, id: &str, key: &str) -> Option<Answer> {
+        let path = format!("/charges/{id}/notifications");
+        let answer = self.exchange("POST", &path, ADA, Some(key), "").ok();
+        answer
+            .filter(|text| !text.is_empty())
+            .map(|text| Answer::parse(&text))
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, ADA, None, "")
+    }
+
+    pub fn send(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        key: Option<&str>,
+        payload: &str,
+    ) -> Answer {
+        let answer = self.exchange(method, path, token, key, payload).unwrap();
+        Answer::parse(&answer)
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        token: &str,
+        key: Option<&str>,
+        payload: &str,
+    ) -> std::io::Result<String> {
+        let key = key.map(|key| format!("Idempotency-Key: {key}\r\n"));
+        let mut stream = TcpStream::connect(&self.0)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: payments\r\nConnection: close\r\n\
+             Authorization: Bearer {token}\r\n{}Content-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{payload}",
+            key.unwrap_or_default(),
+            payload.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+/// Status, headers but for the moment's (`Date`), and body.
+#[derive(Debug, PartialEq)]
+pub struct Answer {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Answer {
+    fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let (first, headers) = head.split_once("\r\n").unwrap();
+        let headers = headers.lines().map(|line| line.split_once(": ").unwrap());
+        let mut answer = Self {
+            status: first.split(' ').nth(1).unwrap().parse().unwrap(),
+            headers: headers.map(|(n, v)| (n.into(), v.into())).collect(),
+            body: body.to_owned(),
+        };
+        answer.take("date");
+        answer
+    }
+
+    pub fn is_replay(&self) -> bool {
+        self.header("idempotent-replayed") == Some("true")
+    }
+
+    /// The first answer, if this is a replay of it.
+    pub fn replayed(mut self) -> Self {
+        assert_eq!(self.take("idempotent-replayed").as_deref(), Some("true"));
+        self
+    }
+
+    /// A text of a JSON body.
+    pub fn member(&self, name: &str) -> String {
+        let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
+        body[name].as_str().expect(&self.body).to_owned()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.headers.iter();
+        headers.find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.headers.iter().position(|(n, _)| n == name)?;
+        Some(self.headers.remove(at).1)
+    }
+}
