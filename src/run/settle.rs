@@ -56,15 +56,9 @@ impl<S: Store> Exchange<S> {
         }
         match in_time {
             Ok(written) => {
-                let answer = match (written, &write) {
-                    (Ok(()), _) => answer,
-                    // An earlier release that was not heard has freed the key; the answer was for
-                    // nobody but this client anyway.
-                    (Err(error), Write::Release) => {
-                        self.log_refused(&error);
-                        answer
-                    }
-                    (Err(error), _) => Ok(self.refused(&error).await),
+                let answer = match written {
+                    Ok(()) => answer,
+                    Err(error) => Ok(self.refused(&error).await),
                 };
                 // A client that retries at once must not be told that its request is running.
                 drop(listed);
@@ -158,6 +152,7 @@ impl<S: Store> Exchange<S> {
     async fn write(&self, claim: &Claim, write: &Write) -> Result<(), StoreError> {
         let store = &self.shared.core.store;
         let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
+        let mut unheard = false;
         loop {
             let attempt = async {
                 match write {
@@ -172,11 +167,15 @@ impl<S: Store> Exchange<S> {
                     let cause: &dyn Error = &error;
                     tracing::warn!(id = %claim.identity.id(), error = cause, source = error.source(), "cannot record yet");
                 }
+                // It was freed by then, and is another attempt's now: the answer was for its own client
+                // alone anyway.
+                Ok(Err(_lost)) if unheard && matches!(write, Write::Release) => return Ok(()),
                 Ok(result) => return result,
                 Err(_elapsed) => {
                     tracing::warn!(id = %claim.identity.id(), "store did not answer in time");
                 }
             }
+            unheard = true;
             backoff.pause().await;
         }
     }
