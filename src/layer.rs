@@ -170,6 +170,20 @@ impl<S: TransactionalStore> IdempotencyLayer<S> {
     }
 }
 
+impl<S, M> IdempotencyLayer<S, M> {
+    pub(crate) fn shared(&self) -> Arc<Shared<S>> {
+        self.shared.clone()
+    }
+
+    /// The same, without transactions.
+    pub(crate) fn leased(self) -> IdempotencyLayer<S> {
+        IdempotencyLayer {
+            shared: self.shared,
+            mode: PhantomData,
+        }
+    }
+}
+
 impl<S: Store, M> IdempotencyLayer<S, M> {
     /// The policy of every route that [`with_route`](Self::with_route) does not name. Default:
     /// [`Policy::high`].

@@ -39,8 +39,9 @@
 //! # What is promised
 //!
 //! Within a record's retention at most one attempt holds the claim of a key; an answer that was
-//! recorded is never lost, and its request never run again. The handler's own effects are outside
-//! the record: when a process dies in the middle of a handler, nobody can know what it did, and the
+//! recorded is never lost, and its request never run again. On a
+//! [transactional](IdempotencyLayer::transactional) route the handler's writes and its answer commit
+//! together. On any other, its effects are outside the record: when a process dies in the middle of a handler, nobody can know what it did, and the
 //! route's [`Policy`] says whether it is run again, answered with a stored 500, or held for a person.
 //! How durable a record is, is up to the database.
 //!
@@ -69,6 +70,7 @@
 //!
 //! - [`IdempotencyLayer`]: what can be set for all routes; [`Policy`] and [`Risk`]: for one.
 //! - [`Outcome`] and [`IdempotencyContext`]: what a handler can say, and ask.
+//! - [`Boundary`]: the same for jobs and consumers.
 //! - [`keys`]: who makes them, of what, and for how long they are kept.
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
@@ -77,6 +79,7 @@
 
 mod backoff;
 mod body;
+mod boundary;
 mod breaker;
 mod canonical;
 mod derived;
@@ -106,6 +109,7 @@ mod stats;
 pub mod store;
 mod sweep;
 
+pub use boundary::{Boundary, Ran, RunError};
 pub use derived::DerivedKey;
 pub use detached::Detached;
 pub use envelope::{Envelope, EnvelopeError};

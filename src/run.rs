@@ -83,30 +83,11 @@ where
         }
         Err(rejection) => return rejected(rejection),
     };
-    let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
-        return rejected(Rejection::new(Code::Overloaded));
-    };
-    let Some(entered) = shared.enter() else {
-        return rejected(Rejection::new(Code::ShuttingDown));
-    };
-    let counted = exchange.counted.clone();
-    let (sender, answer) = oneshot::channel();
-    shared.spawn(async move {
-        let reply = Reply {
-            client: Some(sender),
-            permit: Some(permit),
-        };
-        M::drive(exchange, inner, parts, body, reply).await;
-        drop(entered);
-    });
-    match answer.await {
-        Ok(answer) => answer,
-        // The runtime is going down, or a hook dropped the task: it may have run, or not.
-        Err(_) if counted.load(Ordering::Relaxed) => {
-            Ok(shared.render(&policy, Rejection::new(Code::AnswerNotRecorded)))
-        }
-        Err(_) => rejected(Rejection::new(Code::AnswerNotRecorded)),
-    }
+    exchange
+        .detach(|exchange, reply| async move {
+            M::drive(exchange, inner, parts, body, reply).await;
+        })
+        .await
 }
 
 impl<S: Store> Call<S> {
@@ -161,6 +142,60 @@ impl<S: Store> Call<S> {
 }
 
 impl<S: Store> Exchange<S> {
+    /// An operation that was told by something else than a request.
+    pub(crate) fn new(
+        shared: Arc<Shared<S>>,
+        policy: Policy,
+        identity: Identity,
+        fingerprint: Fingerprint,
+    ) -> Self {
+        Self {
+            shared,
+            policy: Arc::new(policy),
+            identity,
+            fingerprint,
+            counted: Arc::default(),
+        }
+    }
+
+    /// Runs the operation in a task of its own, and waits for its answer.
+    pub(crate) async fn detach<E, D>(
+        self,
+        drive: impl FnOnce(Self, Reply<E>) -> D,
+    ) -> Result<Response<Body>, E>
+    where
+        E: Send + 'static,
+        D: Future<Output = ()> + Send + 'static,
+    {
+        let (shared, policy) = (self.shared.clone(), self.policy.clone());
+        let rejected = |code| Ok(shared.reject(&policy, Rejection::new(code)));
+        let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
+            return rejected(Code::Overloaded);
+        };
+        let Some(entered) = shared.enter() else {
+            return rejected(Code::ShuttingDown);
+        };
+        let counted = self.counted.clone();
+        let (sender, answer) = oneshot::channel();
+        let reply = Reply {
+            client: Some(sender),
+            permit: Some(permit),
+        };
+        let driven = drive(self, reply);
+        shared.spawn(async move {
+            driven.await;
+            drop(entered);
+        });
+        match answer.await {
+            Ok(answer) => answer,
+            // The runtime is going down, or a hook dropped the task: it may have run, or not.
+            Err(_) if counted.load(Ordering::Relaxed) => {
+                Ok(shared.render(&policy, Rejection::new(Code::AnswerNotRecorded)))
+            }
+            Err(_) => rejected(Code::AnswerNotRecorded),
+        }
+    }
+
     pub(crate) async fn run_leased<I, B>(
         &self,
         inner: I,

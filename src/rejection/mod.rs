@@ -177,10 +177,12 @@ impl Renderer {
     pub(crate) fn render(&self, rejection: &Rejection) -> Response<Body> {
         // Between the handler and its record nothing may panic.
         let rendered = catch_unwind(AssertUnwindSafe(|| (self.0)(rejection)));
-        rendered.unwrap_or_else(|_panic| {
+        let mut response = rendered.unwrap_or_else(|_panic| {
             tracing::error!(code = rejection.code().as_str(), "renderer panicked");
             rejection.to_response()
-        })
+        });
+        response.extensions_mut().insert(rejection.code());
+        response
     }
 }
 

@@ -178,6 +178,13 @@ impl<T> Slot<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn lend(&self) -> Result<Tx<T>, MissingTx> {
+        Ok(Tx {
+            transaction: Some(self.take()?),
+            slot: self.clone(),
+        })
+    }
+
     fn take(&self) -> Result<T, MissingTx> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Taken) {
@@ -248,10 +255,7 @@ impl<T: Send + 'static, S: Send + Sync> FromRequestParts<S> for Tx<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingTx> {
         let slot: &Slot<T> = parts.extensions.get().ok_or(MissingTx::NotTransactional)?;
-        Ok(Self {
-            transaction: Some(slot.take()?),
-            slot: slot.clone(),
-        })
+        slot.lend()
     }
 }
 
