@@ -62,6 +62,7 @@
 //! | `sqlite` | no | `SqliteStore`: one file, one host, nothing to install. |
 //! | `multipart` | no | `multipart/form-data` bodies are compared by their parts. |
 //! | `conformance` | no | The rules of a store as tests, for stores of your own. |
+//! | `webhook` | no | Receives providers' webhooks: signatures, time stamps, each event once. |
 //!
 //! [`MemoryStore`], for tests, is always there.
 //!
@@ -105,6 +106,8 @@ mod service;
 mod stats;
 pub mod store;
 mod sweep;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use derived::DerivedKey;
 pub use detached::Detached;
