@@ -29,9 +29,8 @@
 //! let app = Router::new().route(
 //!     "/hooks/github",
 //!     post(|event: WebhookEvent, body: String| async move { format!("{}: {body}", event.id()) })
-//!         .layer(idempotency)
-//!         // Outside: the later call.
-//!         .layer(WebhookLayer::new(scheme)?),
+//!         // From the outside in.
+//!         .layer((WebhookLayer::new(scheme)?, idempotency)),
 //! );
 //!
 //! let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
