@@ -71,6 +71,7 @@
 //! - [`IdempotencyLayer`]: what can be set for all routes; [`Policy`] and [`Risk`]: for one.
 //! - [`Outcome`] and [`IdempotencyContext`]: what a handler can say, and ask.
 //! - [`keys`]: who makes them, of what, and for how long they are kept.
+//! - `webhook`, with the feature of that name: providers' events, each handled once.
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
 //! - The README: running it, from the first request to the pager. `examples/quickstart.rs`: a whole
@@ -141,6 +142,6 @@ pub use store::{
 pub use sweep::Sweeper;
 
 /// Compiles the code of the README.
-#[cfg(all(doctest, feature = "axum", feature = "postgres"))]
+#[cfg(all(doctest, feature = "axum", feature = "postgres", feature = "webhook"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

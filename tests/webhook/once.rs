@@ -12,7 +12,7 @@ use tower_idempotency::{IdempotencyLayer, PgStore, Policy};
 
 use crate::backend::{Backend, Postgres};
 use crate::sender::{ALL, Provider, SIGNED};
-use crate::site::{Runs, Sent, Site};
+use crate::site::{PATIENCE, Runs, Sent, Site};
 
 const HOUR: u64 = 3600;
 
@@ -27,6 +27,9 @@ fn policy() -> Policy {
 fn once(backend: &Postgres) -> IdempotencyLayer<PgStore> {
     IdempotencyLayer::new(backend.store(), WebhookEvent::scope())
         .with_policy(policy())
+        .unwrap()
+        // A busy machine is not what these tests are about.
+        .with_store_timeout(PATIENCE)
         .unwrap()
 }
 
