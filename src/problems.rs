@@ -31,7 +31,7 @@
 //! | <span id="timestamp-missing">`timestamp-missing`</span> | 400 | no | The webhook does not say when it was signed, in seconds since 1970. |
 //! | <span id="timestamp-too-old">`timestamp-too-old`</span> | 400 | yes | The signature is right, and older than the route's tolerance: a slow delivery, a wrong clock, or somebody who sends it again. A provider signs each try anew. |
 //! | <span id="timestamp-in-future">`timestamp-in-future`</span> | 400 | yes | The signature is right, and its time is further ahead than the route's tolerance. Look at this host's clock. |
-//! | <span id="event-id-missing">`event-id-missing`</span> | 400 | no | The webhook does not say which event it is about, or the id is no 1 to 255 visible characters of ASCII. |
+//! | <span id="event-id-missing">`event-id-missing`</span> | 400 | no | The webhook does not say which event it is about, or its id is not 1 to 255 visible characters of ASCII. |
 //!
 //! "By risk class": see [`Risk`](crate::Risk). Every answer is `application/problem+json`
 //! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) unless a

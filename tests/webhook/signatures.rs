@@ -1,14 +1,19 @@
 //! Which deliveries are let through, and what the others are answered.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
+use axum::response::Response;
 use axum::routing::post;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
+use tower::limit::ConcurrencyLimit;
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::webhook::{Scheme, WebhookEvent, WebhookLayer};
 
 use crate::sender::{
@@ -307,6 +312,28 @@ async fn every_method_is_checked() {
         answer.assert_problem(401, "signature-missing");
     }
     assert_eq!(runs.count(), 0);
+}
+
+/// A concurrency limit panics when it is called without having been asked.
+#[tokio::test]
+async fn the_service_that_was_ready_is_the_one_that_is_called() {
+    let delivery = Provider::GitHub.delivery();
+    let inner = service_fn(|request: Request| async {
+        Ok::<_, Infallible>(Response::new(request.into_body()))
+    });
+    let limited = ConcurrencyLimit::new(inner, 1);
+    let layer = WebhookLayer::new(Provider::GitHub.keyed()).unwrap();
+    let mut service = layer.layer(limited);
+    for _ in 0..2 {
+        let request = Request::post("/hooks")
+            .header("x-github-delivery", "evt_1")
+            .header("x-hub-signature-256", delivery.signature())
+            .body(Body::from(delivery.body.clone()))
+            .unwrap();
+        let ready = ServiceExt::<Request>::ready(&mut service).await.unwrap();
+        let answer = ready.call(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
 }
 
 #[tokio::test]

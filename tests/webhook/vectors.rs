@@ -1,6 +1,6 @@
 //! Signatures that others have made.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use tower_idempotency::webhook::WebhookEvent;
@@ -22,6 +22,33 @@ fn verify(
     let headers: HeaderMap = pairs.collect();
     let now = UNIX_EPOCH + Duration::from_secs(TIME);
     provider.keyed().verify(&headers, body.as_bytes(), now)
+}
+
+/// What is said of a signature of [`TIME`] at another time.
+fn at(now: SystemTime) -> Result<(), Code> {
+    let header = "t=1614265330,v1=cf42810b72c1d8f9fec5ced737cfd5267937d51acfa01e82364eca2f72310c06";
+    let headers = HeaderMap::from_iter([(
+        HeaderName::from_static("stripe-signature"),
+        HeaderValue::from_static(header),
+    )]);
+    let body = br#"{"id":"evt_1","object":"event"}"#;
+    let verified = Provider::Stripe.keyed().verify(&headers, body, now);
+    verified.map(|_| ()).map_err(|rejection| rejection.code())
+}
+
+#[test]
+fn the_tolerance_is_five_minutes_to_the_second_before_and_after() {
+    let seconds = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
+    assert_eq!(at(seconds(TIME + 300)), Ok(()));
+    assert_eq!(at(seconds(TIME + 301)), Err(Code::TimestampTooOld));
+    assert_eq!(at(seconds(TIME - 300)), Ok(()));
+    assert_eq!(at(seconds(TIME - 301)), Err(Code::TimestampInFuture));
+}
+
+#[test]
+fn a_clock_before_1970_finds_every_signature_in_the_future() {
+    let before = UNIX_EPOCH - Duration::from_secs(TIME);
+    assert_eq!(at(before), Err(Code::TimestampInFuture));
 }
 
 fn standard(provider: Provider, signature: &'static str, body: &str) -> Result<WebhookEvent, Code> {
