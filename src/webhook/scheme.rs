@@ -127,6 +127,10 @@ impl Scheme {
     /// One more public key that may belong to a signature `v1a` of Standard Webhooks: `whpk_` and
     /// base64.
     ///
+    /// Unlike a secret, each key hashes the body once for every signature `v1a`, also of a stranger:
+    /// lower [`with_request_limit`](crate::webhook::WebhookLayer::with_request_limit) to what the
+    /// provider sends. The specification expects less than 20 kB.
+    ///
     /// # Errors
     ///
     /// `public_key` when it has another form, is the fifth, or the scheme has none.
