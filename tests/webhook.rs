@@ -14,6 +14,9 @@ mod common;
 #[path = "cases/backend.rs"]
 mod backend;
 #[allow(dead_code, reason = "not every test uses all of it")]
+#[path = "cases/flaky.rs"]
+mod flaky;
+#[allow(dead_code, reason = "not every test uses all of it")]
 #[path = "cases/site.rs"]
 mod site;
 

@@ -59,6 +59,9 @@
 //! writes be harmless twice, by a unique column with the id of the event or an inbox of events that
 //! is written in the handler's own transaction.
 //!
+//! On a [transactional](crate::IdempotencyLayer::transactional) route a failure rolls the handler's
+//! writes back and frees the key under every policy: there the handler's own writes happen once.
+//!
 //! `with_required_key(true)` matters: where the `WebhookLayer` was forgotten or is inside, there is
 //! no event, and the route answers 400 in place of letting anybody in.
 //!

@@ -168,6 +168,26 @@ async fn an_event_whose_handler_failed_is_run_again_when_it_comes_again() {
     assert_eq!(runs.count(), 3);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_transactional_route_an_event_is_run_until_it_succeeds_and_then_replayed() {
+    let backend = Postgres::start().await;
+    let runs = Runs::free();
+    let handler = runs.answering(|run| match run {
+        1 => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::NO_CONTENT,
+    });
+    let route = handler.layer((webhook(Provider::Standard), once(&backend).transactional()));
+    let site = Site::start(Router::new().route("/hooks", route)).await;
+    for (status, replayed) in [(500, false), (204, false), (204, true)] {
+        let answer = site.send(Provider::Standard.delivery().sent()).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.is_replay()),
+            (status, replayed)
+        );
+    }
+    assert_eq!(runs.count(), 2);
+}
+
 /// `pending_webhooks` of Stripe counts down from one try to the next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_is_written_in_another_way_is_still_the_same() {
