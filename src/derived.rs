@@ -28,6 +28,7 @@ type Derive = dyn Fn(&Parts, &[u8]) -> Option<String> + Send + Sync;
 #[derive(Clone)]
 pub struct DerivedKey {
     derive: Arc<Derive>,
+    pub(crate) is_alone: bool,
 }
 
 impl DerivedKey {
@@ -48,6 +49,7 @@ impl DerivedKey {
     ) -> Self {
         Self {
             derive: Arc::new(derive),
+            is_alone: false,
         }
     }
 
@@ -77,6 +79,21 @@ impl DerivedKey {
         }))
     }
 
+    /// Does not look at a key that the client sends. Where a sender vouches for its body alone, a
+    /// header that anybody can add must not make another operation of the same body.
+    ///
+    /// ```
+    /// use tower_idempotency::DerivedKey;
+    ///
+    /// let by_event = DerivedKey::json_members(["/event/id"])?.alone();
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.is_alone = true;
+        self
+    }
+
     /// The key of a request, together with the one its client sent. A tab, which no client's key has
     /// ([RFC 9110](https://www.rfc-editor.org/rfc/rfc9110), and ours are printable), keeps them apart.
     pub(crate) fn key(&self, parts: &Parts, body: &[u8], sent: Option<&str>) -> Option<String> {
@@ -94,7 +111,7 @@ impl DerivedKey {
 /// Two are equal when one is a clone of the other.
 impl PartialEq for DerivedKey {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.derive, &other.derive)
+        Arc::ptr_eq(&self.derive, &other.derive) && self.is_alone == other.is_alone
     }
 }
 

@@ -448,7 +448,10 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
 /// Longer is a mistake, and further on, clocks overflow.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-fn longer_than_zero(field: &'static str, timeout: Duration) -> Result<Duration, ConfigError> {
+pub(crate) fn longer_than_zero(
+    field: &'static str,
+    timeout: Duration,
+) -> Result<Duration, ConfigError> {
     if timeout.is_zero() {
         return Err(ConfigError::new(field, "must be longer than zero"));
     }

@@ -63,6 +63,7 @@
 //! | `sqlite` | no | `SqliteStore`: one file, one host, nothing to install. |
 //! | `multipart` | no | `multipart/form-data` bodies are compared by their parts. |
 //! | `conformance` | no | The rules of a store as tests, for stores of your own. |
+//! | `webhook` | no | Receives providers' webhooks: signatures, time stamps, each event once. |
 //!
 //! [`MemoryStore`], for tests, is always there.
 //!
@@ -72,6 +73,7 @@
 //! - [`Outcome`] and [`IdempotencyContext`]: what a handler can say, and ask.
 //! - [`Boundary`]: the same for jobs and consumers.
 //! - [`keys`]: who makes them, of what, and for how long they are kept.
+//! - `webhook`, with the feature of that name: providers' events, each handled once.
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
 //! - The README: running it, from the first request to the pager. `examples/quickstart.rs`: a whole
@@ -108,6 +110,8 @@ mod service;
 mod stats;
 pub mod store;
 mod sweep;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use boundary::{Boundary, Ran, RunError};
 pub use derived::DerivedKey;
@@ -142,6 +146,6 @@ pub use store::{
 pub use sweep::Sweeper;
 
 /// Compiles the code of the README.
-#[cfg(all(doctest, feature = "axum", feature = "postgres"))]
+#[cfg(all(doctest, feature = "axum", feature = "postgres", feature = "webhook"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -26,6 +26,12 @@
 //! | <span id="transaction-aborted">`transaction-aborted`</span> | 500 | yes | A statement of the handler failed and it answered as if none had, or the commit was refused by a deferred constraint. Everything was rolled back, the key is free. |
 //! | <span id="transaction-ended">`transaction-ended`</span> | 500 | look first | The handler committed or rolled back by itself. What it committed stays, without a record: see the log. |
 //! | <span id="transaction-held">`transaction-held`</span> | 500 | yes | The handler gave its transaction to something that outlived it. Nothing is committed. |
+//! | <span id="signature-missing">`signature-missing`</span> | 401 | no | A [webhook](crate::webhook) without a signature of a kind that the route knows. Nothing was read but the head. |
+//! | <span id="signature-invalid">`signature-invalid`</span> | 401 | once the secret is right | No secret of the route made the signature: a wrong secret, or a body that was changed on its way. Give the new secret beside the old one before the provider takes it. |
+//! | <span id="timestamp-missing">`timestamp-missing`</span> | 400 | no | The webhook does not say when it was signed, in seconds since 1970. |
+//! | <span id="timestamp-too-old">`timestamp-too-old`</span> | 400 | yes | The signature is right, and older than the route's tolerance: a slow delivery, a wrong clock, or somebody who sends it again. A provider signs each try anew. |
+//! | <span id="timestamp-in-future">`timestamp-in-future`</span> | 400 | yes | The signature is right, and its time is further ahead than the route's tolerance. Look at this host's clock. |
+//! | <span id="event-id-missing">`event-id-missing`</span> | 400 | no | The webhook does not say which event it is about, or its id is not 1 to 255 visible characters of ASCII. |
 //!
 //! "By risk class": see [`Risk`](crate::Risk). Every answer is `application/problem+json`
 //! ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)) unless a

@@ -161,7 +161,11 @@ impl<S: Store> Shared<S> {
             return Decision::PassThrough;
         }
         let is_derived = policy.derived_key.is_some();
-        let key = match policy.key.read(&parts.headers) {
+        let sent = match &policy.derived_key {
+            Some(derived) if derived.is_alone => Ok(None),
+            _ => policy.key.read(&parts.headers),
+        };
+        let key = match sent {
             Ok(None) | Err(KeyError::Missing) if is_derived => None,
             Ok(None) => return Decision::PassThrough,
             Ok(key) => key,

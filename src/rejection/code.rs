@@ -64,11 +64,23 @@ pub enum Code {
     TransactionEnded,
     /// Something still held the handler's transaction when the handler had ended.
     TransactionHeld,
+    /// A webhook came without a signature.
+    SignatureMissing,
+    /// No secret of ours made a webhook's signature.
+    SignatureInvalid,
+    /// A webhook came without the time at which it was signed.
+    TimestampMissing,
+    /// A webhook was signed too long ago.
+    TimestampTooOld,
+    /// A webhook was signed later than now.
+    TimestampInFuture,
+    /// A webhook came without the id of its event.
+    EventIdMissing,
 }
 
 impl Code {
     /// Every code there is, in the order of the documentation.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::KeyMissing,
         Self::KeyInvalid,
         Self::ScopeMissing,
@@ -93,6 +105,12 @@ impl Code {
         Self::TransactionAborted,
         Self::TransactionEnded,
         Self::TransactionHeld,
+        Self::SignatureMissing,
+        Self::SignatureInvalid,
+        Self::TimestampMissing,
+        Self::TimestampTooOld,
+        Self::TimestampInFuture,
+        Self::EventIdMissing,
     ];
 
     /// The `code` member of the problem document.
@@ -235,6 +253,36 @@ impl Code {
                 "transaction-held",
                 S::INTERNAL_SERVER_ERROR,
                 "The request's transaction was not given back; nothing is committed.",
+            ),
+            Self::SignatureMissing => (
+                "signature-missing",
+                S::UNAUTHORIZED,
+                "This route requires a signed webhook.",
+            ),
+            Self::SignatureInvalid => (
+                "signature-invalid",
+                S::UNAUTHORIZED,
+                "The webhook's signature is not of a secret that is known here.",
+            ),
+            Self::TimestampMissing => (
+                "timestamp-missing",
+                S::BAD_REQUEST,
+                "The webhook does not say when it was signed.",
+            ),
+            Self::TimestampTooOld => (
+                "timestamp-too-old",
+                S::BAD_REQUEST,
+                "The webhook was signed too long ago.",
+            ),
+            Self::TimestampInFuture => (
+                "timestamp-in-future",
+                S::BAD_REQUEST,
+                "The webhook was signed later than now.",
+            ),
+            Self::EventIdMissing => (
+                "event-id-missing",
+                S::BAD_REQUEST,
+                "The webhook does not say which event it is about.",
             ),
         }
     }

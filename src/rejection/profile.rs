@@ -1,5 +1,7 @@
 use axum_core::body::Body;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER};
+use http::header::{
+    CONTENT_TYPE, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -112,6 +114,13 @@ impl Rejection {
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        if self.status() == StatusCode::UNAUTHORIZED {
+            // RFC 9110, section 15.5.2, asks for a challenge; there is no registered one.
+            headers.insert(
+                WWW_AUTHENTICATE,
+                HeaderValue::from_static("Webhook-Signature"),
+            );
+        }
         if let Some(wait) = self.retry_after {
             headers.insert(RETRY_AFTER, wait.as_secs().into());
         }
