@@ -91,13 +91,12 @@ impl Connection {
             End::Closed(Close::Fin) | End::ClientGone => {}
             End::Closed(Close::Reset) => {
                 reset(client);
-                server.map(reset);
+                reset_all(server);
             }
             End::Silent { server_open } => {
-                let kept = (client, server.filter(|_| server_open));
+                let kept = server.filter(|_| server_open);
                 self.cut().await;
-                reset(kept.0);
-                kept.1.map(reset);
+                reset_all(kept.into_iter().chain([client]));
             }
         }
     }
@@ -143,7 +142,7 @@ impl Connection {
         if let Some(end) = self.request(startup, &mut to).await? {
             return Ok(end);
         }
-        while let Some(message) = messages.next().await? {
+        while let Ok(Some(message)) = messages.next().await {
             let Some(request) = session.note(&message) else {
                 continue;
             };
@@ -151,7 +150,9 @@ impl Connection {
                 return Ok(end);
             }
         }
-        Ok(End::Closed(Close::Fin))
+        // The server works on what it has got, and then reads its end of file.
+        to.shutdown().await?;
+        std::future::pending().await
     }
 
     /// Passes one request on, or ends the connection.
@@ -218,20 +219,24 @@ impl Connection {
             if passes {
                 out.extend_from_slice(&message.0);
             }
+            let mut passed = Ok(());
             if let Some(fault) = fault.filter(|_| message.kind() == b'Z') {
-                self.pass(&mut ready, &mut to).await?;
+                passed = self.pass(&mut ready, &mut to).await;
                 if let Some(end) = act(&fault).await {
                     return Ok(end);
                 }
-                self.pass(&mut withheld, &mut to).await?;
+                ready.unsplit(withheld.split());
             }
-            if !from.has_more() {
-                self.pass(&mut ready, &mut to).await?;
+            if passed.is_ok() && !from.has_more() {
+                passed = self.pass(&mut ready, &mut to).await;
+            }
+            if passed.is_err() {
+                return Ok(End::ClientGone);
             }
         }
-        // A server that ends in the middle of a reply that is withheld has committed nothing.
+        // A reply that is withheld and breaks off is passed on as far as it came.
+        ready.unsplit(withheld);
         self.pass(&mut ready, &mut to).await?;
-        self.pass(&mut withheld, &mut to).await?;
         Ok(End::Closed(Close::Fin))
     }
 
@@ -322,6 +327,10 @@ async fn act(fault: &Fault) -> Option<End> {
         Action::Fail(_) => {}
     }
     None
+}
+
+fn reset_all(streams: impl IntoIterator<Item = TcpStream>) {
+    streams.into_iter().for_each(reset);
 }
 
 pub(super) fn reset(stream: TcpStream) {

@@ -174,10 +174,6 @@ impl Proxy {
     }
 
     /// What passed so far.
-    ///
-    /// # Panics
-    ///
-    /// Never.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.shared

@@ -196,6 +196,27 @@ async fn a_request_that_is_held_is_passed_on_when_it_is_released() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_released_arrives_although_its_client_is_gone() {
+    let place = Place::new().await;
+    let hold = place.proxy.on(request("commit")).does(Action::Hold);
+    let mut connection = place.connect().await;
+    let committing = tokio::spawn(async move { insert_and_commit(&mut connection, 1).await });
+    hold.has_fired(1).await;
+    committing.abort();
+    assert!(committing.await.unwrap_err().is_cancelled());
+    hold.release();
+    until("the commit to be answered", async || {
+        let exchanges = place.proxy.traffic().exchanges;
+        let commit = exchanges.iter().find(|one| one.executes("commit"));
+        commit
+            .is_some_and(|commit| commit.tags == ["COMMIT"])
+            .then_some(())
+    })
+    .await;
+    assert_eq!(place.notes().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reply_that_is_held_is_executed_already() {
     let place = Place::new().await;
     let hold = place.proxy.on(reply("insert into note"));
