@@ -2,8 +2,9 @@
 //!
 //! The *subject* ([`subject`], a binary) is an axum server with the layer on `POST /pay`; its
 //! handler writes what it does to a [`ledger`], through a pool of its own. The tests start subjects
-//! ([`process`]), talk to them by raw TCP ([`client`]), hurt them ([`signal`]) or their database
-//! ([`cluster`]), and then compare the ledger with what the clients were told.
+//! ([`process`]), talk to them by raw TCP ([`client`]), hurt them ([`signal`], [`failpoint`]), their
+//! database ([`cluster`]) or what is between them ([`proxy`]), and then compare the ledger with what the
+//! clients were told.
 //!
 //! A test of a fault has to show that the fault was there when it should: it waits for the row of
 //! the ledger, for the state of the process, for the broken connection.
@@ -17,8 +18,10 @@
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod failpoint;
 pub mod ledger;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod settings;
 pub mod signal;

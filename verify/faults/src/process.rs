@@ -180,7 +180,46 @@ impl Subject {
     ///
     /// When there is no answer.
     pub async fn get(&self, path: &str) -> Answer {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: subject\r\nconnection: close\r\n\r\n");
+        self.ask("GET", path).await
+    }
+
+    /// Arms a [failpoint](crate::failpoint): `abort` the process there, `pause` what arrives there, or
+    /// `pass`, which also lets go on what was paused.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such action.
+    pub async fn arm(&self, failpoint: &str, action: &str) {
+        let path = format!("/failpoints/{failpoint}/{action}");
+        let answer = self.ask("POST", &path).await;
+        assert_eq!(answer.status, 204, "{}", answer.text());
+    }
+
+    /// Waits until something has arrived at a failpoint so many times.
+    pub async fn has_reached(&self, failpoint: &str, times: usize) {
+        let marker = crate::failpoint::marker(failpoint);
+        until("the failpoint to be reached", async || {
+            (self.said().matches(&marker).count() >= times).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for its end, and the proof that it was a failpoint's.
+    ///
+    /// # Panics
+    ///
+    /// When it was not.
+    pub async fn aborted_at(mut self, failpoint: &str) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = self.ended().await;
+        assert_eq!(status.signal(), Some(6), "it ended otherwise: {status}");
+        let marker = crate::failpoint::marker(failpoint);
+        assert_eq!(self.said().matches(&marker).count(), 1, "at another point");
+    }
+
+    async fn ask(&self, method: &str, path: &str) -> Answer {
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: subject\r\nconnection: close\r\n\r\n");
         let mut connection = Connection::open(self.port).await.expect("it listens");
         connection
             .write(request.as_bytes())

@@ -1,11 +1,12 @@
 //! An axum server with the layer on `POST /pay`.
 //!
 //! `GET /runs` counts the runs of the handler in this process, `GET /stats` is the layer's own
-//! count, `GET /ledger/{scope}/{key}` shows the ledger, `POST /shutdown` does what SIGTERM does.
+//! count, `GET /ledger/{scope}/{key}` shows the ledger, `POST /shutdown` does what SIGTERM does,
+//! `POST /failpoints/{name}/{action}` arms a [failpoint](crate::failpoint).
 //!
 //! How the handler behaves is said by the header `x-behave`, which is no part of the fingerprint, so
 //! that a retry may behave otherwise: `delay=200 gate=PATH status=500 panic hang size=1000 chunks=10
-//! gap=5`; see `Behaviour`.
+//! gap=5 careful`; see `Behaviour`.
 
 use std::error::Error;
 use std::io::Read as _;
@@ -15,10 +16,12 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Path, State};
+use axum::middleware::map_response_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
 use sqlx::postgres::PgPoolOptions;
@@ -31,6 +34,7 @@ use tower_idempotency::{
     Sweeper,
 };
 
+use crate::failpoint::{Action, Failing, Failpoints};
 use crate::ledger::{Entry, Ledger, sqlite_options};
 use crate::random::fresh_key;
 use crate::settings::Settings;
@@ -43,6 +47,7 @@ struct App {
     ledger: Ledger,
     runs: Arc<AtomicU64>,
     shutdown: Arc<Notify>,
+    failpoints: Failpoints,
 }
 
 /// Serves until SIGTERM or `POST /shutdown`.
@@ -93,9 +98,11 @@ async fn serve<S: Store + Clone>(settings: Settings, store: S) -> Result<(), Box
         let sweeper = Sweeper::new(store.clone()).with_interval(Duration::from_millis(interval))?;
         tokio::spawn(sweeper.run());
     }
-    let layer = layer(&settings, store)?;
+    let failpoints = Failpoints::default();
+    let layer = layer(&settings, Failing::new(store, failpoints.clone()))?;
     let app = App {
         ledger,
+        failpoints,
         runs: Arc::default(),
         shutdown: Arc::default(),
     };
@@ -190,6 +197,9 @@ fn router<S: Store>(app: App, layer: IdempotencyLayer<S>) -> Router {
     let counted = layer.clone();
     Router::new()
         .route("/pay", post(pay).layer(layer))
+        // Outside of the layer: on the way to the socket.
+        .layer(map_response_with_state(app.clone(), in_pieces))
+        .route("/failpoints/{name}/{action}", post(arm))
         .route("/runs", get(runs))
         .route("/ledger/{scope}/{key}", get(ledger))
         .route("/shutdown", post(shutdown))
@@ -214,6 +224,29 @@ async fn ledger(
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+async fn arm(State(app): State<App>, Path((name, action)): Path<(String, Action)>) -> StatusCode {
+    app.failpoints.arm(&name, action);
+    StatusCode::NO_CONTENT
+}
+
+/// Sends an answer in two pieces, with the failpoint `body_chunk` between them.
+async fn in_pieces(State(app): State<App>, response: Response) -> Response {
+    if !app.failpoints.is_armed("body_chunk") {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let Ok(mut rest) = axum::body::to_bytes(body, usize::MAX).await else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let first = rest.split_to(rest.len() / 2);
+    let first = futures_util::stream::iter([Ok::<_, std::io::Error>(first)]);
+    let rest = futures_util::stream::once(async move {
+        app.failpoints.reach("body_chunk").await;
+        Ok(rest)
+    });
+    Response::from_parts(parts, Body::from_stream(first.chain(rest)))
+}
+
 async fn shutdown(State(app): State<App>) -> StatusCode {
     app.shutdown.notify_one();
     StatusCode::ACCEPTED
@@ -235,6 +268,8 @@ struct Behaviour {
     /// How many parts an answer without a length is sent in, `gap` milliseconds apart.
     chunks: usize,
     gap: u64,
+    /// Does not end the run once its claim is no longer known to be held.
+    careful: bool,
 }
 
 impl Behaviour {
@@ -250,6 +285,7 @@ impl Behaviour {
                 "status" => behaviour.status = value.parse().unwrap_or(0),
                 "panic" => behaviour.panic = true,
                 "hang" => behaviour.hang = true,
+                "careful" => behaviour.careful = true,
                 "size" => behaviour.size = value.parse().unwrap_or(0),
                 "chunks" => behaviour.chunks = value.parse().unwrap_or(0),
                 "gap" => behaviour.gap = number,
@@ -273,6 +309,7 @@ async fn pay(
         tracing::error!(%error, "cannot write to the ledger");
         return (StatusCode::INTERNAL_SERVER_ERROR, "ledger").into_response();
     }
+    app.failpoints.reach("handler_mid").await;
     if behaviour.hang {
         std::future::pending::<()>().await;
     }
@@ -284,6 +321,9 @@ async fn pay(
     }
     if behaviour.panic {
         std::panic::resume_unwind(Box::new("asked to"));
+    }
+    if behaviour.careful && !context.is_some_and(|context| context.is_current()) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     if let Err(error) = app.ledger.finish(&entry.execution).await {
         tracing::error!(%error, "cannot finish in the ledger");

@@ -9,6 +9,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod crashes;
 mod disconnects;
 mod duplicates;
 mod kills;
@@ -16,7 +17,9 @@ mod leases;
 mod limits;
 mod locks;
 mod outages;
+mod proxy;
 mod shutdown;
+mod wire;
 mod zombies;
 
 use faults::client::{Answer, Pay};

@@ -17,7 +17,7 @@ use crate::{SUBJECT, assert_code, assert_replays};
 const STORE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Records on a server that is about to fail, ledger on one that is not.
-fn settings(store: &str, ledger: &Database, risk: &str) -> Settings {
+pub(crate) fn settings(store: &str, ledger: &Database, risk: &str) -> Settings {
     Settings::new(store, risk).with(|s| {
         s.ledger = ledger.url.clone();
         s.store_timeout = Some(500);
@@ -31,7 +31,7 @@ async fn timed(pay: &Pay, subject: &Subject) -> (Answer, Duration) {
 }
 
 /// Closed while the store is down: refused in time, and not run; at once after five in a row.
-async fn fails_closed(subject: &Subject) {
+pub(crate) async fn fails_closed(subject: &Subject) {
     let before = subject.runs().await;
     for _ in 0..5 {
         let (answer, took) = timed(&Pay::new(""), subject).await;
@@ -70,7 +70,7 @@ async fn fails_open(subject: &Subject, ledger: &Database) {
 }
 
 /// As before the fault, within five seconds of its end.
-async fn recovers(subject: &Subject) -> Pay {
+pub(crate) async fn recovers(subject: &Subject) -> Pay {
     let back = Instant::now();
     let pay = Pay::new("");
     let first = until("the store to be used again", async || {
