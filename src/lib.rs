@@ -94,11 +94,15 @@ mod fingerprint;
 mod future;
 mod headers;
 mod identity;
+#[cfg(feature = "postgres")]
+pub mod inbox;
 mod key;
 pub mod keys;
 mod layer;
 mod mode;
 mod operation;
+#[cfg(feature = "postgres")]
+pub mod outbox;
 mod outcome;
 mod policy;
 pub mod problems;

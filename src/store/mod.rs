@@ -12,7 +12,7 @@ pub(crate) mod protocol;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod schema_error;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod sql;
+pub(crate) mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub(crate) mod transaction;

@@ -7,7 +7,11 @@ use tower_idempotency::{PgStore, Store};
 use super::common::database::TestDatabase;
 use super::{Fixture, acquire, claim_of, completion, number, request, sql, text, until};
 
-const BY_HAND: &str = include_str!("../../migrations/postgres/0001_record.sql");
+const BY_HAND: &str = concat!(
+    include_str!("../../migrations/postgres/0001_record.sql"),
+    include_str!("../../migrations/postgres/0002_outbox_inbox.sql"),
+    include_str!("../../migrations/postgres/0003_enter.sql"),
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn eight_nodes_that_start_at_once_all_migrate() {
@@ -22,7 +26,7 @@ async fn eight_nodes_that_start_at_once_all_migrate() {
         migrated.unwrap();
     }
     let applied = number(&pool, "select count(*) from idempotency._migrations").await;
-    assert_eq!(applied, 1);
+    assert_eq!(applied, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use sqlx::postgres::{PgArguments, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{
     AssertSqlSafe, Connection as _, Either, Error, Executor, PgConnection, PgPool, Postgres,
@@ -70,14 +70,14 @@ pub(super) fn pooled_begin(settings: &PgStoreBuilder) -> SqlStr {
 
 /// What a statement did.
 #[derive(Debug, Default)]
-pub(super) struct Done {
-    pub(super) rows: Vec<PgRow>,
-    pub(super) affected: u64,
+pub(crate) struct Done {
+    pub(crate) rows: Vec<PgRow>,
+    pub(crate) affected: u64,
 }
 
 impl PgStore {
     /// Runs one statement to its end, which is when it is committed.
-    pub(super) async fn run(
+    pub(crate) async fn run(
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Done, StoreError> {
@@ -124,6 +124,11 @@ impl PgStore {
             None => connection.begin().await,
             Some(begin) => connection.begin_with(begin.clone()).await,
         }
+    }
+
+    /// How to connect to where the store does.
+    pub(crate) fn connect_options(&self) -> PgConnectOptions {
+        self.pool.connect_options().as_ref().clone()
     }
 
     pub(super) async fn acquire(&self) -> Result<Lent<Postgres>, Error> {

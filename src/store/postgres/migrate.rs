@@ -24,6 +24,13 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/postgres/0001_record.sql").into_sql_str(),
         false,
     );
+    let outbox_inbox = Migration::new(
+        2,
+        "outbox inbox".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/postgres/0002_outbox_inbox.sql").into_sql_str(),
+        false,
+    );
     let enter = Migration::new(
         3,
         "enter".into(),
@@ -31,7 +38,7 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/postgres/0003_enter.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record, enter]);
+    let mut migrator = Migrator::with_migrations(vec![record, outbox_inbox, enter]);
     migrator.create_schema("idempotency");
     migrator.dangerous_set_table_name("idempotency._migrations");
     // The transaction below holds a lock of its own, which also works behind a transaction pooler.

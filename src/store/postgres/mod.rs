@@ -35,6 +35,7 @@ use crate::identity::{Identity, RecordId};
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
 pub use transaction::Tx;
+pub(crate) use types::PgUuid;
 
 /// Records in PostgreSQL 14 or later.
 ///

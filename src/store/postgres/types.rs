@@ -15,7 +15,7 @@ const UUID: Oid = Oid(2950);
 const UUID_ARRAY: Oid = Oid(2951);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PgUuid(pub(super) [u8; 16]);
+pub(crate) struct PgUuid(pub(crate) [u8; 16]);
 
 impl From<RecordId> for PgUuid {
     fn from(id: RecordId) -> Self {
