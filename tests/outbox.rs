@@ -23,6 +23,9 @@ mod relay;
 #[path = "outbox/sweep.rs"]
 mod sweep;
 
+#[path = "outbox/transactional.rs"]
+mod transactional;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
