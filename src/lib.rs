@@ -59,9 +59,12 @@
 //! | feature | default | what it adds |
 //! |---|---|---|
 //! | `axum` | yes | Operations are named by axum's route templates, and nested routers are told apart. |
-//! | `postgres` | yes | `PgStore`: the store of record, shared by every process of a service. |
+//! | `postgres` | yes | `PgStore`: the store of record, shared by every process of a service; `outbox`, `inbox`. |
 //! | `sqlite` | no | `SqliteStore`: one file, one host, nothing to install. |
 //! | `multipart` | no | `multipart/form-data` bodies are compared by their parts. |
+//! | `outbox-http` | no | `outbox`: publishes by `POST`, without TLS. |
+//! | `outbox-nats` | no | `outbox`: publishes to NATS JetStream. It brings the crate `time`. |
+//! | `outbox-rabbitmq` | no | `outbox`: publishes to RabbitMQ, with confirms. |
 //! | `conformance` | no | The rules of a store as tests, for stores of your own. |
 //! | `webhook` | no | Receives providers' webhooks: signatures, time stamps, each event once. |
 //!
@@ -76,6 +79,7 @@
 //! - `webhook`, with the feature of that name: providers' events, each handled once.
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
+//! - `outbox` and `inbox`: messages sent and taken in with the writes of one transaction.
 //! - The README: running it, from the first request to the pager. `examples/quickstart.rs`: a whole
 //!   service in one file.
 
