@@ -11,6 +11,10 @@ use crate::outcome::Outcome;
 ///
 /// An error type of your own says so by [`Outcome::Conflict`] in its response; [`TxError`] does.
 #[must_use]
+#[cfg_attr(
+    not(feature = "postgres"),
+    allow(unreachable_pub, reason = "exported with PostgreSQL")
+)]
 pub fn is_conflict(error: &Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code.len() == 5 && code.starts_with("40"))
