@@ -323,7 +323,14 @@ async fn round_trips_are_counted_and_what_they_did_is_noted() {
         .await
         .unwrap();
     assert!(connection.execute("select nonsense").await.is_err());
-    let traffic = place.proxy.traffic().since(&before);
+    // sqlx tells of an error before the server has said that it is ready again.
+    let traffic = until("the end of the last exchange", async || {
+        let traffic = place.proxy.traffic().since(&before);
+        let last = traffic.exchanges.last();
+        last.is_some_and(|last| last.status.is_some())
+            .then_some(traffic)
+    })
+    .await;
     let count = "select count(*) from note where n > $1";
     let exchange = |executed: &str, tag: &str, status| Exchange {
         executed: vec![executed.to_owned()],
