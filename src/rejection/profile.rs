@@ -60,8 +60,15 @@ impl Profile {
     /// `profile` when the address is no URI reference.
     pub fn ietf(docs: &str) -> Result<Self, ConfigError> {
         let wrong = || ConfigError::new("profile", "must link to documentation by a valid URI");
-        let uri: http::Uri = docs.parse().map_err(|_| wrong())?;
-        let link = format!("<{uri}>; rel=\"describedby\"");
+        // Reads no further than the `#`, and lets pass what would end the link.
+        docs.parse::<http::Uri>().map_err(|_| wrong())?;
+        if !docs
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"<>\"".contains(&b))
+        {
+            return Err(wrong());
+        }
+        let link = format!("<{docs}>; rel=\"describedby\"");
         let link = HeaderValue::try_from(link).map_err(|_| wrong())?;
         Ok(Self::Ietf { link })
     }
@@ -259,5 +266,17 @@ mod tests {
         assert_eq!(Profile::ietf("not a uri").unwrap_err().field(), "profile");
         assert_eq!(Profile::ietf("").unwrap_err().field(), "profile");
         assert!(Profile::ietf("/docs/idempotency").is_ok());
+        for wrong in ["/docs#a b", "/docs#a>; rel=\"x", "/docs?a=\"b\""] {
+            assert!(Profile::ietf(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_link_to_a_section_of_a_page_keeps_its_fragment() {
+        let Ok(Profile::Ietf { link }) = Profile::ietf("https://docs.example.com/api#keys") else {
+            panic!("no profile");
+        };
+        let expected = "<https://docs.example.com/api#keys>; rel=\"describedby\"";
+        assert_eq!(link, expected);
     }
 }
