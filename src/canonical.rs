@@ -8,32 +8,35 @@ use serde_json::{Map, Number, Value};
 /// An IEEE 754 double keeps 15 significant decimal digits apart; RFC 8785 writes numbers as doubles.
 const EXACT_DIGITS: usize = 15;
 
+/// Stands for a long number; where it is left in the end, there is no canonical form.
+const LONG: &[u8] = br#"["\u0000"]"#;
+
 /// The canonical form, or `None` for what is not JSON, names a member twice, or holds a number that
 /// a double would round: those are compared byte for byte.
 ///
 /// RFC 8785, after the members that the pointers name are taken out.
 pub(crate) fn json(body: &[u8], without: &[String]) -> Option<Vec<u8>> {
-    if has_long_number(body) {
-        return None;
-    }
-    let Unique(mut value) = serde_json::from_slice(body).ok()?;
+    let Unique(mut value) = serde_json::from_slice(&without_long_numbers(body)).ok()?;
     for pointer in without {
         remove(&mut value, pointer);
     }
-    serde_json_canonicalizer::to_vec(&value).ok()
+    exact(&value)
 }
 
 /// The canonical forms of members that are there and not null.
 pub(crate) fn members(body: &[u8], pointers: &[String]) -> Option<Vec<Vec<u8>>> {
-    if has_long_number(body) {
-        return None;
-    }
-    let Unique(value) = serde_json::from_slice(body).ok()?;
+    let Unique(value) = serde_json::from_slice(&without_long_numbers(body)).ok()?;
     let members = pointers.iter().map(|pointer| {
         let member = value.pointer(pointer).filter(|member| !member.is_null())?;
-        serde_json_canonicalizer::to_vec(member).ok()
+        exact(member)
     });
     members.collect()
+}
+
+fn exact(value: &Value) -> Option<Vec<u8>> {
+    let form = serde_json_canonicalizer::to_vec(value).ok()?;
+    let has_long = form.windows(LONG.len()).any(|part| part == LONG);
+    (!has_long).then_some(form)
 }
 
 /// RFC 6901: the last token names the member of what the others lead to.
@@ -111,25 +114,41 @@ async fn parts(mut multipart: multer::Multipart<'_>) -> Option<Vec<u8>> {
     Some(digest.finish().to_vec())
 }
 
-/// More significant digits in one number than a double keeps apart, or an exponent out of its
-/// range. Counts digits outside strings; invalid JSON is left to the parser.
-fn has_long_number(body: &[u8]) -> bool {
-    let (mut in_string, mut escaped, mut digits) = (false, false, 0);
-    for byte in body {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => (in_string, digits) = (!in_string, 0),
-            b'0'..=b'9' if !in_string => digits += 1,
-            b'.' => {}
-            b'e' | b'E' if !in_string && digits > 0 => return true,
-            _ => digits = 0,
-        }
-        if digits > EXACT_DIGITS {
-            return true;
-        }
+/// The body with [`LONG`] in place of each number outside strings that has more significant digits
+/// than a double keeps apart, or an exponent. Invalid JSON is left to the parser.
+fn without_long_numbers(body: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(body.len());
+    let (mut in_string, mut at) = (false, 0);
+    while let Some(&byte) = body.get(at) {
+        let is_number = !in_string && (byte == b'-' || byte.is_ascii_digit());
+        let len = match byte {
+            b'\\' if in_string => 2.min(body.len() - at),
+            _ if is_number => number_len(&body[at..]),
+            _ => 1,
+        };
+        in_string ^= byte == b'"';
+        let token = &body[at..at + len];
+        kept.extend(if is_number && is_long(token) {
+            LONG
+        } else {
+            token
+        });
+        at += len;
     }
-    false
+    kept
+}
+
+fn number_len(text: &[u8]) -> usize {
+    let is_part = |b: &u8| b.is_ascii_digit() || b"+-.eE".contains(b);
+    let end = text.iter().position(|b| !is_part(b));
+    end.unwrap_or(text.len())
+}
+
+fn is_long(number: &[u8]) -> bool {
+    let digits = number.iter().filter(|b| b.is_ascii_digit()).count();
+    let has_exponent = number.iter().any(|b| b"eE".contains(b));
+    (digits > EXACT_DIGITS || has_exponent)
+        && serde_json::from_slice::<serde::de::IgnoredAny>(number).is_ok()
 }
 
 /// A JSON value in which no object names a member twice.
@@ -282,6 +301,42 @@ mod tests {
         assert_eq!(json(b"[1e400]"), None);
         assert!(json(b"[999999999999999]").is_some());
         assert!(json(br#"["4111111111111111111"]"#).is_some());
+    }
+
+    #[test]
+    fn a_long_number_in_what_is_left_out_does_not_matter() {
+        let without = ["/sent_at".to_owned()];
+        let form = |body: &str| super::json(body.as_bytes(), &without);
+        let base = form(r#"{"a": 1}"#);
+        assert!(base.is_some());
+        for number in [
+            "1732305000123456789",
+            "-1.732305000123456789",
+            "1e9",
+            "1E+400",
+        ] {
+            assert_eq!(base, form(&format!(r#"{{"sent_at": {number}, "a": 1.0}}"#)));
+            let beside = format!(r#"{{"sent_at": 1, "a": {number}}}"#);
+            assert_eq!(form(&beside), None, "{beside}");
+        }
+        for wrong in ["01732305000123456789", "1e", "--1e5", "{1e5: 1}", "1e5\"\""] {
+            let body = format!(r#"{{"sent_at": {wrong}, "a": 1}}"#);
+            assert_eq!(form(&body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_long_number_beside_the_chosen_members_does_not_matter() {
+        let pointers = ["/id".to_owned()];
+        let members = |body: &str| super::members(body.as_bytes(), &pointers);
+        let base = members(r#"{"id": "e_1"}"#);
+        assert!(base.is_some());
+        assert_eq!(
+            base,
+            members(r#"{"created": 1732305000123456789, "id": "e_1"}"#)
+        );
+        assert_eq!(members(r#"{"id": 1732305000123456789}"#), None);
+        assert_eq!(members(r#"{"id": {"n": [1e3]}}"#), None);
     }
 
     #[test]

@@ -55,8 +55,8 @@ impl DerivedKey {
 
     /// Members of a JSON body, named by their pointers
     /// ([RFC 6901](https://www.rfc-editor.org/rfc/rfc6901)). A request in which one is absent or
-    /// null tells no key; neither does a body that names a member twice, or that holds a number of
-    /// more than 15 digits or with an exponent.
+    /// null tells no key; neither does one in which one is, or holds, a number of more than 15 digits
+    /// or with an exponent, nor a body that names a member twice.
     ///
     /// # Errors
     ///

@@ -109,7 +109,8 @@ impl Fingerprinter {
 
     /// Leaves a member of JSON bodies out of the comparison, named by its pointer
     /// ([RFC 6901](https://www.rfc-editor.org/rfc/rfc6901)): a time of sending, a trace id. Compares
-    /// the rest as [`canonical_json`](Self::canonical_json) does.
+    /// the rest as [`canonical_json`](Self::canonical_json) does. An element of an array cannot be
+    /// left out, a member of one can: `/items/0/sent_at`.
     ///
     /// # Errors
     ///
