@@ -49,8 +49,8 @@ fn remove(value: &mut Value, pointer: &str) {
     }
 }
 
-/// The decoded pairs (WHATWG URL, section 5.1), each length-prefixed, sorted by name. Bytes that are
-/// not UTF-8 stay as they are: a decoder that replaces them makes different bytes one.
+/// The decoded pairs (WHATWG URL, section 5.1), each length-prefixed, sorted by name, or by what is
+/// before its first bracket where a name has `[]`. Bytes that are not UTF-8 stay as they are: a decoder that replaces them makes different bytes one.
 pub(crate) fn form(body: &[u8]) -> Vec<u8> {
     let pairs = body.split(|b| *b == b'&').filter(|pair| !pair.is_empty());
     let mut pairs: Vec<_> = pairs
@@ -60,7 +60,12 @@ pub(crate) fn form(body: &[u8]) -> Vec<u8> {
             (decoded(name), decoded(halves.next().unwrap_or_default()))
         })
         .collect();
-    pairs.sort_by(|a, b| a.0.cmp(&b.0));
+    // `a[][b]`: a nested list, whose items are told apart by the order of their names.
+    let has_lists = pairs.iter().any(|(name, _)| is_list(name));
+    pairs.sort_by(|a, b| match has_lists {
+        true => root(&a.0).cmp(root(&b.0)),
+        false => a.0.cmp(&b.0),
+    });
     let mut form = Vec::with_capacity(body.len() + 16 * pairs.len());
     for (name, value) in &pairs {
         for part in [name, value] {
@@ -69,6 +74,15 @@ pub(crate) fn form(body: &[u8]) -> Vec<u8> {
         }
     }
     form
+}
+
+fn is_list(name: &[u8]) -> bool {
+    name.windows(2).any(|two| two == b"[]")
+}
+
+/// What is before the first bracket.
+fn root(name: &[u8]) -> &[u8] {
+    name.split(|b| *b == b'[').next().unwrap_or_default()
 }
 
 fn decoded(part: &[u8]) -> Vec<u8> {
@@ -247,6 +261,18 @@ mod tests {
         assert_ne!(form(b"a=1&b=2"), form(b"a=12&b="));
         assert_ne!(form(b"a=%ff"), form(b"a=%fe"));
         assert_ne!(form(b"a=%26b=1"), form(b"a=&b=1"));
+    }
+
+    #[test]
+    fn pairs_of_nested_lists_keep_their_order_across_names() {
+        // For Rack, PHP and their like: two lines against one and a half.
+        let one = form(b"line[][item]=a&line[][count]=1&line[][item]=b");
+        let two = form(b"line[][item]=a&line[][item]=b&line[][count]=1");
+        assert_ne!(one, two);
+        assert_ne!(form(b"a[]=1&a[0]=2"), form(b"a[0]=2&a[]=1"));
+        assert_ne!(form(b"a%5B%5D=1&a[0]=2"), form(b"a[0]=2&a%5B%5D=1"));
+        assert_eq!(form(b"b=1&a[]=1&a[]=2"), form(b"a[]=1&a[]=2&b=1"));
+        assert_eq!(form(b"a[x]=1&a[y]=2"), form(b"a[y]=2&a[x]=1"));
     }
 
     #[cfg(feature = "multipart")]

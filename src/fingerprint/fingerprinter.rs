@@ -90,7 +90,8 @@ impl Fingerprinter {
     }
 
     /// Compares `application/x-www-form-urlencoded` bodies by their decoded pairs, sorted by name.
-    /// Pairs of one name keep their order, which may mean something.
+    /// Pairs of one name keep their order, which may mean something. In a body that has a name with
+    /// `[]` (`lines[][item]`), so do all pairs whose names are the same before the first bracket.
     #[must_use]
     pub fn with_sorted_form(mut self) -> Self {
         self.form = true;
