@@ -64,7 +64,10 @@ impl KeyRules {
         let key = match (quoted(line), self.format) {
             (Some(key), _) => key,
             (None, KeyFormat::Strict) => {
-                return Err("must be a structured-field string, in double quotes".into());
+                return Err(
+                    "must be a structured-field string: in double quotes, and nothing after it"
+                        .into(),
+                );
             }
             (None, _) if line.contains(',') => {
                 return Err("must not contain a comma outside a quoted string".into());

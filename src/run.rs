@@ -122,6 +122,8 @@ impl<S: Store> Call<S> {
         };
         let Some(key) = key else {
             return match policy.key.required {
+                true if policy.derived_key.is_some() => Err(Rejection::new(Code::KeyMissing)
+                    .with_detail("was not sent, and the request does not tell one")),
                 true => Err(Rejection::new(Code::KeyMissing)),
                 false => Ok((None, body)),
             };

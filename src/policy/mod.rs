@@ -157,8 +157,8 @@ impl Policy {
         Self::of(Risk::Low)
     }
 
-    /// The dialect of the route's clients; sets the [key format](Self::with_key_format), too. Default:
-    /// [`Profile::Default`].
+    /// The dialect of the route's clients. Default: [`Profile::Default`]. Sets the key format, too: for
+    /// another one, call [`with_key_format`](Self::with_key_format) after it.
     #[must_use]
     pub fn with_profile(mut self, profile: Profile) -> Self {
         self.key.format = match profile {
