@@ -366,6 +366,10 @@ impl Policy {
 
     /// The largest request body in bytes; a larger one is answered 413 before anything is claimed.
     /// Default: 2 MiB, as axum's own limit.
+    ///
+    /// A [`Fingerprinter`](crate::Fingerprinter) that compares meaning takes up to some twenty times the
+    /// body for a moment, and works on the thread that serves the connection: choose a limit that
+    /// fits the route.
     #[must_use]
     pub fn with_request_limit(mut self, bytes: usize) -> Self {
         self.request_limit = bytes;
