@@ -207,23 +207,23 @@ async fn completing_a_record_that_would_not_be_held_is_a_hot_update() {
 
 /// 20,000 completed records far from their end.
 async fn filled() -> Fixture {
-    filled_with("null", "1 day").await
+    filled_with("null", "interval '1 day'").await
 }
 
 /// Half of the records made something, a tenth of those the same.
 const CHARGES: &str = r#"case when n % 2 = 0
     then format('[["charge","ch_%s"],["batch","b_%s"]]', n, n % 20) end"#;
 
-/// 20,000 completed records that end in so long, and what each noted.
-async fn filled_with(refs: &str, end: &str) -> Fixture {
+/// 20,000 completed records, what each noted, and the time that is left of it.
+async fn filled_with(refs: &str, left: &str) -> Fixture {
     let fixture = Fixture::new().await;
     sql(
         &fixture.pool,
         &format!(
             r"insert into idempotency.record
             select gen_random_uuid(), '\x00', 's', 'o', n::text, 'completed', gen_random_uuid(), 1,
-                'rerun', false, '\x00', now(), now(), now() + interval '{end}',
-                now() + interval '{end}', {refs}, '\x010000c9'
+                'rerun', false, '\x00', now(), now(), now() + {left},
+                now() + {left}, {refs}, '\x010000c9'
             from generate_series(1, 20000) as n;
             analyze idempotency.record"
         ),
@@ -236,7 +236,7 @@ const SCANNED: &str = "select seq_tup_read from pg_stat_user_tables where relnam
 
 #[tokio::test]
 async fn finding_by_a_reference_does_not_read_the_whole_table() {
-    let mut fixture = filled_with(CHARGES, "1 day").await;
+    let mut fixture = filled_with(CHARGES, "interval '1 day'").await;
     sql(&fixture.pool, "select pg_stat_reset()").await;
     let scope = Within::Scope("s");
     for within in [scope, Within::AllScopes] {
@@ -259,7 +259,8 @@ async fn finding_by_a_reference_does_not_read_the_whole_table() {
 
 #[tokio::test]
 async fn sweeping_records_with_references_does_not_read_the_whole_table() {
-    let mut fixture = filled_with(CHARGES, "-1 hour").await;
+    let left = "case when n <= 100 then interval '-1 hour' else interval '1 day' end";
+    let mut fixture = filled_with(CHARGES, left).await;
     sql(&fixture.pool, "select pg_stat_reset()").await;
     let swept = fixture.store.delete_expired(40).await.unwrap();
     assert_eq!(swept.deleted, 40);
