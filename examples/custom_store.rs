@@ -24,7 +24,7 @@ use tokio::task::spawn_blocking;
 use tower::ServiceExt;
 use tower_idempotency::store::{
     Claim, ClaimRequest, Claimed, Completed, Completion, Existing, HeldRecord, LeaseRenewal,
-    Renewed, Resolution, Swept, Token,
+    RecordState, RecordSummary, Renewed, Resolution, Swept, Token, Within,
 };
 use tower_idempotency::{
     Envelope, Fingerprint, IdempotencyLayer, Identity, Lost, Policy, RecordId, References, Scope,
@@ -472,6 +472,27 @@ impl Record {
         references.ok_or_else(|| StoreError::corrupt("references"))
     }
 
+    fn summary(&self) -> Result<RecordSummary, StoreError> {
+        let state = match (self.state, &self.answer) {
+            (State::Running, _) => RecordState::Running,
+            (State::Held, _) => RecordState::Held,
+            (State::Completed, None) => return Err(StoreError::corrupt("no answer")),
+            (State::Completed, Some(answer)) => {
+                let answer = Envelope::decode(&bytes(answer)?).map_err(StoreError::corrupt)?;
+                let status = answer.status();
+                RecordState::Completed { status }
+            }
+        };
+        Ok(RecordSummary {
+            identity: self.identity(),
+            state,
+            attempt: self.attempt,
+            references: self.references()?,
+            claimed_at: time(self.claimed_at),
+            expires_at: time(self.expires_at),
+        })
+    }
+
     fn held(&self) -> Result<HeldRecord, StoreError> {
         let token = bytes(&self.token)?.try_into();
         Ok(HeldRecord {
@@ -556,6 +577,49 @@ impl Store for FileStore {
             let held = records.filter(|(_, record)| record.state == State::Held);
             let page = held.filter(|(key, _)| after.is_none_or(|after| **key > id(after)));
             page.take(limit).map(|(_, record)| record.held()).collect()
+        };
+        self.step(step).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        let identity = identity.clone();
+        let step = move |table: &mut Table| {
+            let Some(record) = table.records.get(&id(identity.id())) else {
+                return Ok(None);
+            };
+            record.check(&identity)?;
+            let is_there = !record.is_over(table.now());
+            is_there.then(|| record.summary()).transpose()
+        };
+        self.step(step).await
+    }
+
+    /// Looks through all records, as a journal has no index. A database has one: use it.
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        let scope = within.scope().map(str::to_owned);
+        let (kind, id) = (kind.to_owned(), id.to_owned());
+        let limit = limit.min(1_000) as usize;
+        let step = move |table: &mut Table| {
+            let (now, after) = (table.now(), after.map(self::id));
+            let mut found = Vec::new();
+            for (key, record) in &table.records {
+                let is_within = scope.as_ref().is_none_or(|scope| *scope == record.scope);
+                let is_next = after.as_ref().is_none_or(|after| key > after);
+                if found.len() == limit || !is_within || !is_next || record.is_over(now) {
+                    continue;
+                }
+                if record.references()?.contains(&kind, &id) {
+                    found.push(record.summary()?);
+                }
+            }
+            Ok(found)
         };
         self.step(step).await
     }

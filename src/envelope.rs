@@ -123,6 +123,17 @@ impl Envelope {
         out
     }
 
+    /// The status, of no more than the first bytes. Not checked against the checksum: it is shown to
+    /// people, and never replayed.
+    pub(crate) fn status_in(bytes: &[u8]) -> Result<StatusCode, EnvelopeError> {
+        let mut input = Input(bytes);
+        let [version, _] = input.array()?;
+        if version != VERSION {
+            return Err(EnvelopeError("of an unknown version"));
+        }
+        input.status()
+    }
+
     /// Reads what [`encode`](Self::encode) wrote.
     ///
     /// # Errors
@@ -147,8 +158,7 @@ impl Envelope {
         if crc32fast::hash(content) != u32::from_be_bytes(*checksum) {
             return Err(EnvelopeError("changed since it was written"));
         }
-        let status = StatusCode::from_u16(u16::from_be_bytes(input.array()?))
-            .map_err(|_| EnvelopeError("without a valid status"))?;
+        let status = input.status()?;
         let count = input.len()?;
         let headers = (0..count)
             .map(|_| input.header())
@@ -196,6 +206,11 @@ impl<'a> Input<'a> {
         let (field, rest) = self.0.split_at_checked(len).ok_or(EnvelopeError("cut"))?;
         self.0 = rest;
         Ok(field)
+    }
+
+    fn status(&mut self) -> Result<StatusCode, EnvelopeError> {
+        StatusCode::from_u16(u16::from_be_bytes(self.array()?))
+            .map_err(|_| EnvelopeError("without a valid status"))
     }
 
     fn header(&mut self) -> Result<(HeaderName, HeaderValue), EnvelopeError> {

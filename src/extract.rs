@@ -102,8 +102,11 @@ impl IdempotencyContext {
 
     /// Notes in the record what this operation made: `reference("charge", "ch_1")`. It is written
     /// when the handler has ended, with the answer, a tombstone or a hold, and shown by
-    /// [`list_held`](crate::Store::list_held) and in the body of a 410. A process that dies before
-    /// leaves none.
+    /// [`inspect`](crate::Store::inspect), [`list_held`](crate::Store::list_held) and the body of a
+    /// 410. A process that dies before leaves none.
+    ///
+    /// [`find_by_reference`](crate::Store::find_by_reference) goes the other way: which request made
+    /// this charge?
     ///
     /// # Errors
     ///
@@ -215,7 +218,7 @@ impl References {
                 });
             }
         }
-        if self.0.iter().any(|(k, i)| k == kind && i == id) {
+        if self.contains(kind, id) {
             return Ok(());
         }
         if self.0.len() == MAX_REFERENCES {
@@ -229,6 +232,21 @@ impl References {
     #[must_use]
     pub fn as_slice(&self) -> &[(String, String)] {
         &self.0
+    }
+
+    /// Whether this pair is among them.
+    ///
+    /// ```
+    /// # use tower_idempotency::References;
+    /// let mut references = References::default();
+    /// references.push("charge", "ch_1")?;
+    /// assert!(references.contains("charge", "ch_1"));
+    /// assert!(!references.contains("refund", "ch_1"));
+    /// # Ok::<(), tower_idempotency::ReferenceError>(())
+    /// ```
+    #[must_use]
+    pub fn contains(&self, kind: &str, id: &str) -> bool {
+        self.0.iter().any(|(k, i)| k == kind && i == id)
     }
 
     /// The JSON a store keeps, an array of `[kind, id]`, or `None` when there are none.

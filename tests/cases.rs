@@ -73,6 +73,8 @@ mod lease;
 mod profile;
 #[path = "cases/provoke.rs"]
 mod provoke;
+#[path = "cases/references.rs"]
+mod references;
 #[path = "cases/replay.rs"]
 mod replay;
 #[path = "cases/requests.rs"]

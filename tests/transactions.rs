@@ -48,5 +48,7 @@ mod conflicts;
 mod duplicates;
 #[path = "transactions/handlers.rs"]
 mod handlers;
+#[path = "transactions/references.rs"]
+mod references;
 #[path = "transactions/statements.rs"]
 mod statements;

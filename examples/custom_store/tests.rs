@@ -223,6 +223,24 @@ impl Store for Forgetful {
         self.0.store.list_held(after, limit).await
     }
 
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.0.store.inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        self.0
+            .store
+            .find_by_reference(within, kind, id, after, limit)
+            .await
+    }
+
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.0.store.delete_expired(limit).await
     }

@@ -2,10 +2,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::protocol::{self, Inserted, MAX_HELD_PAGE, Records, Row, State, Takeover};
+use super::protocol::{self, Inserted, MAX_PAGE, Records, Row, State, Takeover};
 use super::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Store, StoreError, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Store, StoreError, Swept, Token, Within,
 };
 use crate::extract::References;
 use crate::fingerprint::Fingerprint;
@@ -134,6 +134,29 @@ impl Table {
     fn claimed(&mut self, id: RecordId, token: Token, states: &[State]) -> Option<&mut Record> {
         let record = self.records.get_mut(&id)?;
         (record.token == token && states.contains(&record.state)).then_some(record)
+    }
+}
+
+impl Record {
+    fn is_lost(&self, now: Instant) -> bool {
+        self.state == State::Running && self.leased_until <= now
+    }
+
+    /// As good as absent.
+    fn is_over(&self, now: Instant) -> bool {
+        let ended = self.state == State::Completed || self.is_lost(now) && self.lost != Lost::Hold;
+        self.expires <= now && ended
+    }
+
+    fn summary(&self) -> Result<RecordSummary, StoreError> {
+        Ok(RecordSummary {
+            identity: self.identity.clone(),
+            state: protocol::state(self.state, self.answer.as_deref())?,
+            attempt: self.attempt,
+            references: protocol::references(self.references.as_deref())?,
+            claimed_at: self.claimed_at,
+            expires_at: self.expires_at,
+        })
     }
 }
 
@@ -366,7 +389,7 @@ impl Store for MemoryStore {
             .filter(|record| after.is_none_or(|after| record.identity.id() > after))
             .collect();
         held.sort_by_key(|record| record.identity.id());
-        let page = held.into_iter().take(limit.min(MAX_HELD_PAGE) as usize);
+        let page = held.into_iter().take(limit.min(MAX_PAGE) as usize);
         page.map(|record| {
             Ok(HeldRecord {
                 identity: record.identity.clone(),
@@ -379,18 +402,47 @@ impl Store for MemoryStore {
         .collect()
     }
 
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        let table = self.table();
+        let record = table.records.get(&identity.id());
+        let found = record.filter(|record| !record.is_over(table.now()));
+        protocol::inspected(found.map(Record::summary).transpose()?, identity)
+    }
+
+    /// Reads every record: this store is for tests.
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        let table = self.table();
+        let mut found = Vec::new();
+        for record in table.records.values() {
+            let is_within = within.scope().is_none_or(|s| s == record.identity.scope());
+            let is_after = after.is_none_or(|after| record.identity.id() > after);
+            if is_within && is_after && !record.is_over(table.now()) {
+                found.push(record.summary()?);
+            }
+        }
+        found.retain(|record| record.references.contains(kind, id));
+        found.sort_by_key(|record| record.identity.id());
+        found.truncate(limit.min(MAX_PAGE) as usize);
+        Ok(found)
+    }
+
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         let mut table = self.table();
         let now = table.now();
-        let is_lost = |r: &Record| r.state == State::Running && r.leased_until <= now;
         let lost = table.records.values_mut();
-        let lost = lost.filter(|r| is_lost(r) && r.lost == Lost::Hold);
+        let lost = lost.filter(|r| r.is_lost(now) && r.lost == Lost::Hold);
         let held = lost
             .take(limit as usize)
             .map(|record| record.state = State::Held)
             .count() as u64;
-        let over = |r: &Record| r.expires <= now && (r.state == State::Completed || is_lost(r));
-        let expired = table.records.iter().filter(|(_, record)| over(record));
+        let expired = table.records.iter().filter(|(_, r)| r.is_over(now));
         let expired: Vec<_> = expired.map(|(id, _)| *id).take(limit as usize).collect();
         for id in &expired {
             table.records.remove(id);

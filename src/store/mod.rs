@@ -24,6 +24,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::StatusCode;
+
 use crate::envelope::Envelope;
 use crate::extract::References;
 use crate::fingerprint::Fingerprint;
@@ -184,6 +186,85 @@ pub trait Store: Send + Sync + 'static {
         after: Option<RecordId>,
         limit: u32,
     ) -> impl Future<Output = Result<Vec<HeldRecord>, StoreError>> + Send;
+
+    /// What a record is like, for a person who asks what became of a request and what it made. `None`
+    /// where [`lookup`](Self::lookup) finds nothing. Changes nothing.
+    ///
+    /// ```
+    /// # use tower_idempotency::{Identity, MemoryStore, Store};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = MemoryStore::new();
+    /// // The scope, the operation and the key that the client names.
+    /// let identity = Identity::new("acme", "POST /charges", "8e03978e");
+    /// if let Some(record) = store.inspect(&identity).await? {
+    ///     println!("{:?}, and made {:?}", record.state, record.references.as_slice());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn inspect(
+        &self,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<Option<RecordSummary>, StoreError>> + Send;
+
+    /// The records that carry a reference, in the order of their ids, at most `limit` and never more
+    /// than 1,000, beginning after an id: which request made this charge?
+    ///
+    /// A reference lives exactly as long as its record, and is found from the moment the record is
+    /// completed or held. A record whose retention is over is not found, whether it was swept or not;
+    /// one that is freed or taken over has lost its references.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Corrupt`] when one of the records cannot be read: leaving it out would say
+    /// that nobody made what it made.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Token};
+    /// use tower_idempotency::store::{RecordState, Within};
+    /// use tower_idempotency::{MemoryStore, References, Store};
+    /// # use tower_idempotency::{Envelope, Fingerprint, Identity, Lost};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = MemoryStore::new();
+    /// # let request = ClaimRequest {
+    /// #     identity: Identity::new("acme", "POST /charges", "8e03978e"),
+    /// #     fingerprint: Fingerprint::of_bytes(b"{}"),
+    /// #     token: Token::random()?,
+    /// #     lost: Lost::Hold,
+    /// #     lease: Duration::from_secs(30),
+    /// #     ttl: Duration::from_secs(24 * 3600),
+    /// # };
+    /// # let Claimed::Acquired(claim) = store.claim(&request).await? else { panic!() };
+    /// # let mut references = References::default();
+    /// # references.push("charge", "ch_1")?;
+    /// # let answer = http::Response::builder().status(201).body("{}".into())?;
+    /// # store.complete(&claim, &Completion { answer: Envelope::new(answer), references }).await?;
+    /// // A handler of tenant `acme` noted `reference("charge", "ch_1")`.
+    /// let found = store.find_by_reference(Within::Scope("acme"), "charge", "ch_1", None, 10).await?;
+    /// assert_eq!(found[0].identity.key(), "8e03978e");
+    /// let created = http::StatusCode::CREATED;
+    /// assert_eq!(found[0].state, RecordState::Completed { status: created });
+    ///
+    /// // Another tenant never sees it; an operator may, who has to say so.
+    /// let other = Within::Scope("zenith");
+    /// assert!(store.find_by_reference(other, "charge", "ch_1", None, 10).await?.is_empty());
+    /// let any = Within::AllScopes;
+    /// assert_eq!(store.find_by_reference(any, "charge", "ch_1", None, 10).await?.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<RecordSummary>, StoreError>> + Send;
 
     /// Deletes at most `limit` records whose retention is over and that nobody runs, and holds at
     /// most `limit` lost attempts whose policy says so.
@@ -378,6 +459,64 @@ pub struct HeldRecord {
     pub claimed_at: SystemTime,
 }
 
+/// A record as a person may see it: nothing of the request or the answer but the status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordSummary {
+    /// Whose operation.
+    pub identity: Identity,
+    /// What came of it.
+    pub state: RecordState,
+    /// 1 for the first attempt, one more for each takeover.
+    pub attempt: u32,
+    /// What its handler noted; nothing while it is running.
+    pub references: References,
+    /// When it was claimed, by the store's clock.
+    pub claimed_at: SystemTime,
+    /// When its retention ends, by the store's clock. A held record outlives it.
+    pub expires_at: SystemTime,
+}
+
+/// What came of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordState {
+    /// It was claimed, and there is no answer yet. Its lease may be over.
+    Running,
+    /// It was answered, or has a tombstone.
+    Completed {
+        /// Of the answer.
+        status: StatusCode,
+    },
+    /// It waits for a person.
+    Held,
+}
+
+/// Whose records are looked for.
+///
+/// ```
+/// use tower_idempotency::store::Within;
+///
+/// assert_eq!(Within::Scope("acme").scope(), Some("acme"));
+/// assert_eq!(Within::AllScopes.scope(), None);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Within<'a> {
+    /// Those of one scope, as [`Identity::scope`] has it.
+    Scope(&'a str),
+    /// Those of everybody: for an operator, and never on behalf of a client.
+    AllScopes,
+}
+
+impl<'a> Within<'a> {
+    /// The one scope, or `None` for all.
+    #[must_use]
+    pub const fn scope(self) -> Option<&'a str> {
+        match self {
+            Self::Scope(scope) => Some(scope),
+            Self::AllScopes => None,
+        }
+    }
+}
+
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Swept {
@@ -448,6 +587,21 @@ impl<S: Store> Store for Arc<S> {
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
         S::list_held(self, after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        S::inspect(self, identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        S::find_by_reference(self, within, kind, id, after, limit).await
     }
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {

@@ -4,7 +4,10 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
-use super::{Claim, ClaimRequest, Claimed, Completed, Completion, Existing, StoreError};
+use super::{
+    Claim, ClaimRequest, Claimed, Completed, Completion, Existing, RecordState, RecordSummary,
+    StoreError,
+};
 use crate::envelope::Envelope;
 use crate::extract::References;
 use crate::fingerprint::Fingerprint;
@@ -15,8 +18,8 @@ use crate::store::Token;
 /// Rounds of a claim before it gives up: each means that the record changed between two statements.
 const CLAIM_ROUNDS: u32 = 16;
 
-/// Most held records that are listed at once.
-pub(crate) const MAX_HELD_PAGE: u32 = 1000;
+/// Most records that are listed at once.
+pub(crate) const MAX_PAGE: u32 = 1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -316,7 +319,7 @@ impl Row {
         if self.digest == identity.digest() {
             Ok(())
         } else {
-            Err(StoreError::corrupt("two identities share one record id"))
+            Err(collision())
         }
     }
 
@@ -324,6 +327,33 @@ impl Row {
         let stored = Fingerprint::from_bytes(&self.fingerprint)
             .ok_or_else(|| StoreError::corrupt("fingerprint cannot be read"))?;
         Ok(fingerprint.matches(&stored))
+    }
+}
+
+fn collision() -> StoreError {
+    StoreError::corrupt("two identities share one record id")
+}
+
+/// Of a record that a person asks for; `answer` is its answer, or the beginning of it.
+pub(crate) fn state(state: State, answer: Option<&[u8]>) -> Result<RecordState, StoreError> {
+    match (state, answer) {
+        (State::Running, _) => Ok(RecordState::Running),
+        (State::Held, _) => Ok(RecordState::Held),
+        (State::Completed, None) => Err(StoreError::corrupt("no answer")),
+        (State::Completed, Some(answer)) => Ok(RecordState::Completed {
+            status: Envelope::status_in(answer).map_err(StoreError::corrupt)?,
+        }),
+    }
+}
+
+/// The record that was found under the id of `identity`, if it is the one that is meant.
+pub(crate) fn inspected(
+    found: Option<RecordSummary>,
+    identity: &Identity,
+) -> Result<Option<RecordSummary>, StoreError> {
+    match found {
+        Some(record) if record.identity.digest() != identity.digest() => Err(collision()),
+        found => Ok(found),
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tower_idempotency::store::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Swept, Token, Within,
 };
 use tower_idempotency::{Fingerprint, Identity, RecordId, References, Store, StoreError};
 
@@ -160,6 +160,23 @@ impl<S: Store> Store for Flaky<S> {
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
         self.called().list_held(after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.called().inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        self.called()
+            .find_by_reference(within, kind, id, after, limit)
+            .await
     }
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {

@@ -16,8 +16,8 @@ use http_body_util::BodyExt;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_idempotency::store::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Swept, Token, Within,
 };
 use tower_idempotency::{
     Fingerprint, IdempotencyLayer, Identity, RecordId, References, Store, StoreError,
@@ -145,6 +145,23 @@ impl<S: Store + Clone> Store for Slow<S> {
     ) -> Result<Vec<HeldRecord>, StoreError> {
         self.store.list_held(after, limit).await
     }
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.store.inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        self.store
+            .find_by_reference(within, kind, id, after, limit)
+            .await
+    }
+
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.store.delete_expired(limit).await
     }

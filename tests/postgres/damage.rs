@@ -1,9 +1,19 @@
 //! Records that cannot be read, or are not what they seem.
 
-use tower_idempotency::store::{ClaimRequest, Claimed, Existing, Resolution};
+use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing, Resolution, Within};
 use tower_idempotency::{Identity, RecordId, References, Store, StoreErrorKind};
 
 use super::{Fixture, acquire, completion, request, sql};
+
+/// A completion that made this charge.
+fn charge(id: &str) -> Completion {
+    let mut references = References::default();
+    references.push("charge", id).unwrap();
+    Completion {
+        references,
+        ..completion()
+    }
+}
 
 #[tokio::test]
 async fn x9_a_record_that_cannot_be_read_is_corrupt() {
@@ -68,6 +78,51 @@ async fn a_held_record_that_cannot_be_read_hides_no_other_and_can_be_resolved() 
         let free = Resolution::Release;
         let resolved = fixture.store.resolve(&held.identity, held.token, &free);
         resolved.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_record_that_made_something_is_told_as_corrupt_not_as_absent() {
+    for damage in [
+        "attempt = -1",
+        r"answer = '\xff'",
+        "claimed_at = 'infinity'",
+    ] {
+        let fixture = Fixture::new().await;
+        let request = request("key");
+        let claim = acquire(&fixture.store, &request).await;
+        let completion = charge("ch_1");
+        fixture.store.complete(&claim, &completion).await.unwrap();
+        let update = format!("update idempotency.record set {damage}");
+        sql(&fixture.pool, &update).await;
+        let any = Within::AllScopes;
+        let found = fixture
+            .store
+            .find_by_reference(any, "charge", "ch_1", None, 10);
+        let error = found.await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{damage}");
+        let error = fixture.store.inspect(&request.identity).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn references_that_cannot_be_read_keep_no_record_from_being_written_or_swept() {
+    for refs in ["{", "[1]", r#"["a"]"#, r#"[["a\u0000", "b"]]"#, "null"] {
+        let fixture = Fixture::new().await;
+        let claim = acquire(&fixture.store, &request("key")).await;
+        fixture
+            .store
+            .complete(&claim, &charge("ch_1"))
+            .await
+            .unwrap();
+        let update = format!(
+            "update idempotency.record set refs = '{refs}',
+            expires_at = now() - interval '1 day', sweep_at = now() - interval '1 day'"
+        );
+        sql(&fixture.pool, &update).await;
+        let swept = fixture.store.delete_expired(10).await.unwrap();
+        assert_eq!(swept.deleted, 1, "{refs}");
     }
 }
 

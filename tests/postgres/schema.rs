@@ -1,17 +1,23 @@
 //! How the schema is made, and what the table is like.
 
 use tokio::task::JoinSet;
-use tower_idempotency::store::{Existing, Resolution};
+use tower_idempotency::store::{Existing, Resolution, Within};
 use tower_idempotency::{PgStore, Store};
 
 use super::common::database::TestDatabase;
 use super::{Fixture, acquire, claim_of, completion, number, request, sql, text, until};
 
-const BY_HAND: &str = concat!(
-    include_str!("../../migrations/postgres/0001_record.sql"),
-    include_str!("../../migrations/postgres/0002_outbox_inbox.sql"),
-    include_str!("../../migrations/postgres/0003_enter.sql"),
-);
+/// The files of `migrations/postgres`, in their order.
+fn files() -> Vec<String> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres");
+    let mut paths: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
+    paths.sort();
+    let files = paths.iter().map(std::fs::read_to_string);
+    files.collect::<Result<_, _>>().unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn eight_nodes_that_start_at_once_all_migrate() {
@@ -26,7 +32,7 @@ async fn eight_nodes_that_start_at_once_all_migrate() {
         migrated.unwrap();
     }
     let applied = number(&pool, "select count(*) from idempotency._migrations").await;
-    assert_eq!(applied, 3);
+    assert_eq!(applied, i64::try_from(files().len()).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -88,7 +94,9 @@ async fn files_that_were_applied_by_the_command_line_are_found_in_place() {
         insert into _sqlx_migrations values (1, 'record', now(), true, '\x00', 0)",
     )
     .await;
-    sql(&pool, BY_HAND).await;
+    for file in files() {
+        sql(&pool, &file).await;
+    }
     let store = PgStore::new(pool);
     let before = request("before");
     acquire(&store, &before).await;
@@ -103,7 +111,9 @@ async fn files_that_were_applied_by_the_command_line_are_found_in_place() {
 #[tokio::test]
 async fn a_migrated_schema_takes_the_files_once_more() {
     let fixture = Fixture::new().await;
-    sql(&fixture.pool, BY_HAND).await;
+    for file in files() {
+        sql(&fixture.pool, &file).await;
+    }
     acquire(&fixture.store, &request("key")).await;
 }
 
@@ -132,7 +142,7 @@ async fn the_primary_key_is_one_uuid() {
 }
 
 #[tokio::test]
-async fn no_index_but_the_key_and_the_time_of_the_sweep() {
+async fn no_index_but_the_key_the_references_and_the_time_of_the_sweep() {
     let fixture = Fixture::new().await;
     let indexes = text(
         &fixture.pool,
@@ -140,7 +150,7 @@ async fn no_index_but_the_key_and_the_time_of_the_sweep() {
         from pg_indexes where schemaname = 'idempotency' and tablename = 'record'",
     )
     .await;
-    assert_eq!(indexes, "record_pkey, record_sweep_at");
+    assert_eq!(indexes, "record_pkey, record_reference, record_sweep_at");
 }
 
 #[tokio::test]
@@ -195,20 +205,83 @@ async fn completing_a_record_that_would_not_be_held_is_a_hot_update() {
     assert_eq!(number(&fixture.pool, &updates("n_tup_hot_upd")).await, 20);
 }
 
-/// 20,000 completed records far from their end, and a few that are due.
+/// 20,000 completed records far from their end.
 async fn filled() -> Fixture {
+    filled_with("null", "interval '1 day'").await
+}
+
+/// Half of the records made something, a tenth of those the same.
+const CHARGES: &str = r#"case when n % 2 = 0
+    then format('[["charge","ch_%s"],["batch","b_%s"]]', n, n % 20) end"#;
+
+/// 20,000 completed records, what each noted, and the time that is left of it.
+async fn filled_with(refs: &str, left: &str) -> Fixture {
     let fixture = Fixture::new().await;
     sql(
         &fixture.pool,
-        r"insert into idempotency.record
-        select gen_random_uuid(), '\x00', 's', 'o', n::text, 'completed', gen_random_uuid(), 1,
-            'rerun', false, '\x00', now(), now(), now() + interval '1 day',
-            now() + interval '1 day', null, '\x00'
-        from generate_series(1, 20000) as n;
-        analyze idempotency.record",
+        &format!(
+            r"insert into idempotency.record
+            select gen_random_uuid(), '\x00', 's', 'o', n::text, 'completed', gen_random_uuid(), 1,
+                'rerun', false, '\x00', now(), now(), now() + {left},
+                now() + {left}, {refs}, '\x010000c9'
+            from generate_series(1, 20000) as n;
+            analyze idempotency.record"
+        ),
     )
     .await;
     fixture
+}
+
+const SCANNED: &str = "select seq_tup_read from pg_stat_user_tables where relname = 'record'";
+
+#[tokio::test]
+async fn finding_by_a_reference_does_not_read_the_whole_table() {
+    let mut fixture = filled_with(CHARGES, "interval '1 day'").await;
+    sql(&fixture.pool, "select pg_stat_reset()").await;
+    let scope = Within::Scope("s");
+    for within in [scope, Within::AllScopes] {
+        for (kind, id, found) in [("charge", "ch_4", 1), ("batch", "b_4", 10)] {
+            let found_now = fixture
+                .store
+                .find_by_reference(within, kind, id, None, 10)
+                .await;
+            assert_eq!(found_now.unwrap().len(), found);
+        }
+    }
+    fixture.end_sessions();
+    let index = "select idx_scan from pg_stat_user_indexes where indexrelname = 'record_reference'";
+    until("the statistics show the scans", async || {
+        number(&fixture.pool, index).await >= 4
+    })
+    .await;
+    assert_eq!(number(&fixture.pool, SCANNED).await, 0);
+}
+
+#[tokio::test]
+async fn sweeping_records_with_references_does_not_read_the_whole_table() {
+    let left = "case when n <= 100 then interval '-1 hour' else interval '1 day' end";
+    let mut fixture = filled_with(CHARGES, left).await;
+    sql(&fixture.pool, "select pg_stat_reset()").await;
+    let swept = fixture.store.delete_expired(40).await.unwrap();
+    assert_eq!(swept.deleted, 40);
+    fixture.end_sessions();
+    until("the statistics show the sweep", async || {
+        let deleted = "select n_tup_del from pg_stat_user_tables where relname = 'record'";
+        number(&fixture.pool, deleted).await == 40
+    })
+    .await;
+    assert_eq!(number(&fixture.pool, SCANNED).await, 0);
+}
+
+#[tokio::test]
+async fn records_without_references_have_no_entry_in_their_index() {
+    let fixture = filled().await;
+    let size = "select pg_relation_size('idempotency.record_reference')";
+    let empty = number(&fixture.pool, size).await;
+    sql(&fixture.pool, "reindex index idempotency.record_reference").await;
+    assert_eq!(number(&fixture.pool, size).await, empty);
+    // The page of its description, and one without an entry.
+    assert_eq!(empty, 2 * 8192);
 }
 
 #[tokio::test]
@@ -219,7 +292,6 @@ async fn listing_and_sweeping_do_not_read_the_whole_table() {
     let none = tower_idempotency::References::default();
     fixture.store.hold(&claim, &none).await.unwrap();
 
-    let scanned = "select seq_tup_read from pg_stat_user_tables where relname = 'record'";
     let index = "select idx_scan from pg_stat_user_indexes where indexrelname = 'record_sweep_at'";
     sql(&fixture.pool, "select pg_stat_reset()").await;
     assert_eq!(fixture.store.list_held(None, 10).await.unwrap().len(), 1);
@@ -229,7 +301,7 @@ async fn listing_and_sweeping_do_not_read_the_whole_table() {
         number(&fixture.pool, index).await >= 3
     })
     .await;
-    assert_eq!(number(&fixture.pool, scanned).await, 0);
+    assert_eq!(number(&fixture.pool, SCANNED).await, 0);
     let release = Resolution::Release;
     let resolved = fixture.store.resolve(&held.identity, claim.token, &release);
     resolved.await.unwrap();

@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use tower_idempotency::store::conformance::{
-    Subject, claiming, completing, extending, holding, isolation, losing, races, releasing,
-    sweeping,
+    Subject, claiming, completing, extending, finding, holding, isolation, losing, races,
+    releasing, sweeping,
 };
 use tower_idempotency::store::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Swept, Token, Within,
 };
 use tower_idempotency::{
     Fingerprint, Identity, MemoryStore, RecordId, References, Store, StoreError,
@@ -32,6 +32,8 @@ enum Fault {
     RerunsAbandonedOperations,
     MixesScopes,
     IgnoresPages,
+    FindsEverybodys,
+    FindsNothing,
 }
 
 /// A store around another one, with one fault, and what it has to remember to commit it.
@@ -170,6 +172,29 @@ impl<S: Store> Store for Broken<S> {
         self.store.list_held(after, limit).await
     }
 
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.store.inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        let within = match within {
+            _ if self.has(Fault::FindsNothing) => return Ok(Vec::new()),
+            Within::Scope(_) if self.has(Fault::FindsEverybodys) => Within::AllScopes,
+            within => within,
+        };
+        let after = after.filter(|_| !self.has(Fault::IgnoresPages));
+        self.store
+            .find_by_reference(within, kind, id, after, limit)
+            .await
+    }
+
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         if self.has(Fault::SweepsHeldRecords) {
             for held in self.store.list_held(None, limit).await? {
@@ -257,6 +282,7 @@ async fn a_sweep_of_held_records_is_found() {
 async fn forgotten_references_are_found() {
     let broken = || with(Fault::ForgetsReferences);
     is_broken(completing::references_come_back_with_the_answer(broken())).await;
+    is_broken(finding::a_record_is_found_by_its_reference(broken())).await;
 }
 
 #[tokio::test]
@@ -301,4 +327,21 @@ async fn pages_that_repeat_are_found() {
     use holding::*;
     let broken = || with(Fault::IgnoresPages);
     is_broken(held_records_are_listed_page_by_page_in_the_order_of_their_ids(broken())).await;
+    is_broken(finding::records_are_found_page_by_page_in_the_order_of_their_ids(broken())).await;
+}
+
+#[tokio::test]
+async fn a_reference_that_is_found_in_another_scope_is_found() {
+    let broken = || with(Fault::FindsEverybodys);
+    is_broken(finding::a_lookup_within_a_scope_never_shows_another_scope(
+        broken(),
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn references_that_find_nothing_are_found() {
+    let broken = || with(Fault::FindsNothing);
+    is_broken(finding::a_held_record_is_found_by_its_reference(broken())).await;
+    is_broken(finding::a_lookup_over_all_scopes_shows_every_one(broken())).await;
 }

@@ -39,6 +39,7 @@ pub mod claiming;
 pub mod completing;
 pub mod expiring;
 pub mod extending;
+pub mod finding;
 pub mod holding;
 pub mod isolation;
 pub mod losing;
@@ -218,6 +219,36 @@ macro_rules! conformance_tests {
                 a_sweep_deletes_no_more_than_its_limit
                 a_sweep_holds_no_more_than_its_limit
                 an_answer_given_after_a_hold_is_swept_like_any
+            }
+            finding {
+                a_record_is_found_by_its_reference
+                each_reference_of_a_record_finds_it
+                a_reference_is_a_kind_and_an_id_and_never_a_part_of_them
+                any_text_can_be_the_kind_and_the_id_of_a_reference
+                what_cannot_be_a_reference_is_found_nowhere
+                a_lookup_within_a_scope_never_shows_another_scope
+                a_lookup_over_all_scopes_shows_every_one
+                two_records_may_carry_one_reference
+                records_are_found_page_by_page_in_the_order_of_their_ids
+                a_held_record_is_found_by_its_reference
+                a_held_record_is_found_however_old_it_is
+                an_answer_given_by_a_person_keeps_the_references
+                a_late_completion_replaces_the_references_of_the_hold
+                the_last_word_of_a_held_attempt_replaces_its_references
+                a_takeover_clears_the_references_of_the_record
+                a_refused_completion_leaves_no_reference
+                a_released_record_is_not_found
+                a_record_that_a_person_released_is_not_found
+                a_reference_is_over_with_the_retention_of_its_record
+                a_record_that_is_claimed_anew_has_none_of_the_old_references
+                a_swept_record_is_not_found
+                an_inspection_shows_what_a_running_record_is_like
+                an_inspection_shows_the_status_of_the_answer
+                an_inspection_shows_the_status_of_a_tombstone
+                an_inspection_shows_that_a_record_is_held
+                an_inspection_counts_attempts
+                an_inspection_finds_what_a_lookup_finds
+                an_inspection_that_meets_another_identity_under_its_id_is_corrupt
             }
             isolation {
                 two_scopes_never_share_a_record
@@ -431,6 +462,7 @@ mod tests {
             include_str!("completing.rs"),
             include_str!("expiring.rs"),
             include_str!("extending.rs"),
+            include_str!("finding.rs"),
             include_str!("holding.rs"),
             include_str!("isolation.rs"),
             include_str!("losing.rs"),

@@ -6,7 +6,7 @@ use super::claim::attempt;
 use super::types::PgUuid;
 use crate::identity::{Identity, RecordId};
 use crate::store::lent::error;
-use crate::store::protocol::MAX_HELD_PAGE;
+use crate::store::protocol::MAX_PAGE;
 use crate::store::sql::HeldRow;
 use crate::store::{HeldRecord, Resolution, StoreError, Token};
 
@@ -62,7 +62,7 @@ impl PgStore {
     ) -> Result<Vec<HeldRecord>, StoreError> {
         let query = sqlx::query(LIST_HELD)
             .bind(after.map(PgUuid::from))
-            .bind(i64::from(limit.min(MAX_HELD_PAGE)));
+            .bind(i64::from(limit.min(MAX_PAGE)));
         let rows = self.run(query).await?.rows;
         let held = rows.iter().map(|row| Ok(read_held(row)?.show()));
         held.filter_map(Result::transpose).collect()
@@ -81,7 +81,7 @@ fn read_held(row: &PgRow) -> Result<HeldRow, StoreError> {
     })
 }
 
-fn identity(row: &PgRow) -> Result<Identity, sqlx::Error> {
+pub(super) fn identity(row: &PgRow) -> Result<Identity, sqlx::Error> {
     let text = |column| row.try_get::<String, _>(column);
     Ok(Identity::new(
         text("scope")?,

@@ -38,7 +38,14 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/postgres/0003_enter.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record, outbox_inbox, enter]);
+    let reference = Migration::new(
+        4,
+        "reference".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/postgres/0004_reference.sql").into_sql_str(),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![record, outbox_inbox, enter, reference]);
     migrator.create_schema("idempotency");
     migrator.dangerous_set_table_name("idempotency._migrations");
     // The transaction below holds a lock of its own, which also works behind a transaction pooler.

@@ -9,6 +9,7 @@
 
 mod claim;
 mod connection;
+mod find;
 mod heartbeat;
 mod held;
 mod migrate;
@@ -24,8 +25,8 @@ use sqlx::{PgPool, SqlStr};
 
 use super::protocol;
 use super::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Store, StoreError, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Store, StoreError, Swept, Token, Within,
 };
 use crate::error::ConfigError;
 use crate::extract::References;
@@ -253,6 +254,23 @@ impl Store for PgStore {
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
         self.select_held(after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        let found = self.select_summary(identity).await?;
+        protocol::inspected(found, identity)
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        self.select_by_reference(within, kind, id, after, limit)
+            .await
     }
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {

@@ -5,6 +5,7 @@
 //! retention last longer by as much.
 
 mod connection;
+mod find;
 mod records;
 mod settle;
 mod transaction;
@@ -15,8 +16,8 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 use super::protocol;
 use super::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Store, StoreError, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Store, StoreError, Swept, Token, Within,
 };
 use crate::extract::References;
 use crate::fingerprint::Fingerprint;
@@ -108,7 +109,14 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/sqlite/0001_record.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record]);
+    let reference = Migration::new(
+        2,
+        "reference".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/sqlite/0002_reference.sql").into_sql_str(),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![record, reference]);
     migrator.dangerous_set_table_name("_idempotency_migrations");
     migrator
 }
@@ -161,6 +169,23 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
         self.select_held(after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        let found = self.select_summary(identity).await?;
+        protocol::inspected(found, identity)
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        self.select_by_reference(within, kind, id, after, limit)
+            .await
     }
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {

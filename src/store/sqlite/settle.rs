@@ -6,7 +6,7 @@ use super::SqliteStore;
 use super::records::{token, uuid};
 use crate::identity::{Identity, RecordId};
 use crate::store::lent::error;
-use crate::store::protocol::MAX_HELD_PAGE;
+use crate::store::protocol::MAX_PAGE;
 use crate::store::sql::HeldRow;
 use crate::store::{HeldRecord, LeaseRenewal, Renewed, Resolution, StoreError, Swept, Token};
 
@@ -89,7 +89,7 @@ impl SqliteStore {
     ) -> Result<Vec<HeldRecord>, StoreError> {
         let query = sqlx::query(LIST_HELD)
             .bind(after.map(|id| id.as_bytes().to_vec()))
-            .bind(limit.min(MAX_HELD_PAGE));
+            .bind(limit.min(MAX_PAGE));
         let mut connection = self.connection().await?;
         let result = query.fetch_all(&mut *connection).await;
         let rows = connection.finish(result)?;
@@ -147,7 +147,7 @@ fn read_held(row: &SqliteRow) -> Result<HeldRow, StoreError> {
     })
 }
 
-fn identity(row: &SqliteRow) -> Result<Identity, Error> {
+pub(super) fn identity(row: &SqliteRow) -> Result<Identity, Error> {
     let text = |column| row.try_get::<String, _>(column);
     Ok(Identity::new(
         text("scope")?,

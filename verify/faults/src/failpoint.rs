@@ -11,8 +11,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tower_idempotency::store::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, Renewed,
-    Resolution, Swept, Token,
+    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
+    Renewed, Resolution, Swept, Token, Within,
 };
 use tower_idempotency::{Fingerprint, Identity, RecordId, References, Store, StoreError};
 
@@ -151,6 +151,23 @@ impl<S: Store> Store for Failing<S> {
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
         self.store.list_held(after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.store.inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        self.store
+            .find_by_reference(within, kind, id, after, limit)
+            .await
     }
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
