@@ -75,6 +75,7 @@
 //! - [`IdempotencyLayer`]: what can be set for all routes; [`Policy`] and [`Risk`]: for one.
 //! - [`Outcome`] and [`IdempotencyContext`]: what a handler can say, and ask.
 //! - [`Boundary`]: the same for jobs and consumers.
+//! - [`store::Phases`]: recovery points, for handlers that call other services between their writes.
 //! - [`keys`]: who makes them, of what, and for how long they are kept.
 //! - `webhook`, with the feature of that name: providers' events, each handled once.
 //! - [`problems`]: what each `code` of an answer means.

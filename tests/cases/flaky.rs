@@ -105,6 +105,11 @@ impl<S: Store> Flaky<S> {
         self.calls.load(Ordering::SeqCst)
     }
 
+    /// The store that never fails.
+    pub fn inner(&self) -> &S {
+        &self.store
+    }
+
     fn called(&self) -> &S {
         self.calls.fetch_add(1, Ordering::SeqCst);
         &self.store

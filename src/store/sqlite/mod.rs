@@ -5,6 +5,7 @@
 //! retention last longer by as much.
 
 mod connection;
+mod phases;
 mod records;
 mod settle;
 mod transaction;
@@ -22,8 +23,10 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::phases::PhaseError;
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::TxError;
+pub use phases::Phases;
 pub use transaction::Tx;
 
 /// Records in one SQLite file.
@@ -108,7 +111,14 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/sqlite/0001_record.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record]);
+    let progress = Migration::new(
+        3,
+        "progress".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/sqlite/0003_progress.sql").into_sql_str(),
+        false,
+    );
+    let mut migrator = Migrator::with_migrations(vec![record, progress]);
     migrator.dangerous_set_table_name("_idempotency_migrations");
     migrator
 }

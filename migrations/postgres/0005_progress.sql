@@ -1,0 +1,4 @@
+-- Recovery points of a leased operation, in the order in which they were finished:
+-- [["ordered", 17], ["charged", {"id": "ch_1"}], ...]. Outlives the attempt that wrote it, until the
+-- operation is over.
+alter table idempotency.record add column if not exists progress text;
