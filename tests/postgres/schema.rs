@@ -26,7 +26,8 @@ async fn eight_nodes_that_start_at_once_all_migrate() {
         migrated.unwrap();
     }
     let applied = number(&pool, "select count(*) from idempotency._migrations").await;
-    assert_eq!(applied, 3);
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres"));
+    assert_eq!(applied, i64::try_from(files.unwrap().count()).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

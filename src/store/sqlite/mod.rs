@@ -95,7 +95,7 @@ impl SqliteStore {
     /// When the file cannot be opened or written, or was migrated by a newer version.
     pub async fn migrate(&self) -> Result<(), SchemaError> {
         let mut connection = self.acquire().await?;
-        let migrated = connection::migrate(&mut connection, &migrator()).await;
+        let migrated = connection::migrate(&mut connection, migrator).await;
         if migrated.is_ok() {
             connection.keep();
         }
@@ -103,7 +103,8 @@ impl SqliteStore {
     }
 }
 
-fn migrator() -> Migrator {
+/// SQLite cannot add a column unless it is there, as it is where the files were applied by hand.
+fn migrator(has_progress: bool) -> Migrator {
     let record = Migration::new(
         1,
         "record".into(),
@@ -111,13 +112,16 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/sqlite/0001_record.sql").into_sql_str(),
         false,
     );
-    let progress = Migration::new(
+    let mut progress = Migration::new(
         3,
         "progress".into(),
         MigrationType::Simple,
         include_str!("../../../migrations/sqlite/0003_progress.sql").into_sql_str(),
         false,
     );
+    if has_progress {
+        progress.sql = "select 1".into_sql_str();
+    }
     let mut migrator = Migrator::with_migrations(vec![record, progress]);
     migrator.dangerous_set_table_name("_idempotency_migrations");
     migrator
