@@ -81,6 +81,8 @@
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
 //! - `outbox` and `inbox`: messages sent and taken in with the writes of one transaction.
+//! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records;
+//!   [`Completer`]: finishing what was abandoned.
 //! - The README: running it, from the first request to the pager. `examples/quickstart.rs`: a whole
 //!   service in one file.
 
@@ -89,6 +91,7 @@ mod body;
 mod boundary;
 mod breaker;
 mod canonical;
+mod complete;
 mod derived;
 mod detached;
 mod digest;
@@ -123,6 +126,7 @@ mod sweep;
 pub mod webhook;
 
 pub use boundary::{Boundary, Ran, RunError};
+pub use complete::{Completer, Finished, Operation};
 pub use derived::DerivedKey;
 pub use detached::Detached;
 pub use envelope::{Envelope, EnvelopeError};

@@ -44,6 +44,8 @@ pub(crate) use on_one_store;
 
 #[path = "phases/commits.rs"]
 mod commits;
+#[path = "phases/completing.rs"]
+mod completing;
 #[path = "phases/locks.rs"]
 mod locks;
 #[path = "phases/misuse.rs"]

@@ -34,7 +34,7 @@ use crate::policy::Lost;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use memory::MemoryStore;
-pub use phases::{Connection, MissingPhases, PhaseError, PhasedStore, Phases, Step};
+pub use phases::{Abandoned, Connection, MissingPhases, PhaseError, PhasedStore, Phases, Step};
 pub use progress::{PhaseMisuse, Progress};
 pub use transaction::{
     Begun, CommitError, Entry, MissingTx, TransactionalStore, Tx, Verdict, Writes,

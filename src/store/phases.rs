@@ -1,5 +1,6 @@
 //! Recovery points: what a leased operation has finished, for the attempt that comes after it.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
@@ -19,6 +20,8 @@ use super::progress::{self, PhaseMisuse, Progress, Unsaved};
 use super::{Claim, CommitError, StoreError, StoreErrorKind, TransactionalStore};
 use crate::backoff::Backoff;
 use crate::extract::{IdempotencyContext, References};
+use crate::fingerprint::Fingerprint;
+use crate::identity::{Identity, RecordId};
 use crate::outcome::Outcome;
 
 /// A transactional store that keeps the progress of leased operations.
@@ -53,6 +56,27 @@ pub trait PhasedStore: TransactionalStore {
         &self,
         claim: &Claim,
     ) -> impl Future<Output = Result<Option<(Progress, References)>, StoreError>> + Send;
+
+    /// Records of these operations that have progress, whose lease is over, and that are to be run
+    /// again: in the order of their ids, at most `limit` and never more than 1,000, beginning after
+    /// an id.
+    fn list_abandoned(
+        &self,
+        operations: &[String],
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Abandoned>, StoreError>> + Send;
+}
+
+/// A record that can be resumed, and that nobody resumes.
+#[derive(Debug, Clone)]
+pub struct Abandoned {
+    /// Whose operation.
+    pub identity: Identity,
+    /// Of which request.
+    pub fingerprint: Fingerprint,
+    /// How long it is kept, from a claim on.
+    pub retention: Duration,
 }
 
 /// What a phase writes into the record.
@@ -227,6 +251,25 @@ where
         attempt.save(transaction, &step, &mut way).await?;
         way.passed += 1;
         Ok(value)
+    }
+}
+
+impl<S: PhasedStore> Phases<S> {
+    /// What a finished phase saved, or `None` when it is not finished. Unlike [`run`](Self::run) it may
+    /// be asked for in any order, and any number of times.
+    ///
+    /// # Errors
+    ///
+    /// [`PhaseError::ClaimLost`], [`PhaseError::Data`], [`PhaseError::Store`], or that a phase is running.
+    pub async fn saved<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, PhaseError<Infallible>> {
+        let mut way = self.0.way.try_lock().map_err(|_| PhaseMisuse::Busy)?;
+        let saved = self.0.load(&mut way).await?;
+        let place = saved.names().position(|finished| finished == name);
+        let saved = place.and_then(|place| saved.get(place));
+        saved.map(|(_, data)| decode(name, data)).transpose()
     }
 }
 

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use tower_idempotency::store::{
+    ClaimRequest, Claimed, CommitError, PhasedStore, Progress, Step, Token,
+};
+use tower_idempotency::{Fingerprint, Identity, Lost, References, Store};
 
 use crate::shop::postgres::Shop;
 use crate::shop::{Script, Shopping, WHOLE, resuming};
@@ -52,6 +56,35 @@ async fn t6_a_zombie_in_the_middle_of_a_phase_stops_nobody_and_is_rolled_back() 
     assert_eq!(late.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(script.worked("charged"), 2);
     assert_eq!(shop.ledger().await, WHOLE);
+}
+
+/// As when one was cancelled while it was committed, and its successor has read too early.
+#[tokio::test]
+async fn of_two_phases_that_began_with_the_same_progress_one_is_saved() {
+    let shop = Shop::start().await;
+    let store = shop.store.store.inner();
+    let request = ClaimRequest {
+        identity: Identity::new("acme", "POST /orders", "order-1"),
+        fingerprint: Fingerprint::of_bytes(b"tea"),
+        token: Token::random().unwrap(),
+        lost: Lost::Rerun,
+        lease: Duration::from_secs(30),
+        ttl: Duration::from_secs(3600),
+    };
+    let Ok(Claimed::Acquired(claim)) = store.claim(&request).await else {
+        panic!("the key is free");
+    };
+    let limit = Duration::from_secs(30);
+    let step = Step {
+        before: Progress::default(),
+        after: Progress::from_json(Some(r#"[["ordered",1]]"#.into())).unwrap(),
+        references: References::default(),
+    };
+    let first = store.begin_phase(&claim, limit).await.unwrap();
+    let second = store.begin_phase(&claim, limit).await.unwrap();
+    store.save_phase(first, &claim, &step).await.unwrap();
+    let refused = store.save_phase(second, &claim, &step).await;
+    assert!(matches!(refused, Err(CommitError::Recorded)), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

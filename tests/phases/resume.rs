@@ -7,11 +7,12 @@ use tower_idempotency::store::Resolution;
 use tower_idempotency::{Lost, Policy, Store};
 
 use crate::shop::{Node, Script, Shopping, WHOLE, order, resuming};
-use crate::site::Sent;
+use crate::site::{Sent, eventually};
 
 on_both_stores!(
     t6_a_lost_attempt_is_resumed_after_its_last_finished_phase,
     t6_a_zombies_phase_is_refused,
+    t6_a_zombies_phase_is_refused_before_its_successor_has_done_anything,
     t6_an_answer_that_frees_the_key_keeps_the_finished_phases,
     t6_what_a_person_releases_is_resumed,
     i03_a_call_whose_reply_was_lost_is_made_again_under_the_same_key,
@@ -24,7 +25,7 @@ on_both_stores!(
 );
 
 /// The first attempt of an order ends at this point, and its lease with it.
-async fn crashed_at(
+pub async fn crashed_at(
     shop: &impl Shopping,
     script: &Script,
     point: &'static str,
@@ -99,6 +100,33 @@ async fn t6_a_zombies_phase_is_refused(shop: impl Shopping) {
     assert_eq!(script.refused(), ["another attempt has taken over"]);
     assert_eq!(shop.ledger().await, WHOLE);
     zombie.order("").await.assert_replay_of(&answer);
+}
+
+async fn t6_a_zombies_phase_is_refused_before_its_successor_has_done_anything(shop: impl Shopping) {
+    let script = Script::default();
+    let zombie = shop.node(&script, resuming()).await;
+    let node = shop.node(&script, resuming()).await;
+    script.halt_at("after charge");
+    let late = async {
+        let late = zombie.order("").await;
+        assert_eq!(late.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(shop.ledger().await, ["ordered"]);
+        script.let_go();
+    };
+    let successor = async {
+        script.reached().await;
+        shop.lease_is_over().await;
+        script.halt_at("start");
+        node.order("").await
+    };
+    let wake = async {
+        eventually("both wait", async || script.waiting() == 2).await;
+        script.let_go();
+    };
+    let ((), answer, ()) = tokio::join!(late, successor, wake);
+    assert_eq!(answer.status, StatusCode::CREATED);
+    assert_eq!(shop.ledger().await, WHOLE);
+    assert_eq!(script.refused(), ["another attempt has taken over"]);
 }
 
 async fn t6_an_answer_that_frees_the_key_keeps_the_finished_phases(shop: impl Shopping) {

@@ -2,7 +2,8 @@
 //! mail, in three phases; and which stops where the test wants it to.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::ops::DerefMut;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -183,6 +184,16 @@ impl<S: PhasedStore> PhasedStore for Deaf<S> {
     async fn progress(&self, claim: &Claim) -> Result<Option<(Progress, References)>, StoreError> {
         self.store.inner().progress(claim).await
     }
+
+    async fn list_abandoned(
+        &self,
+        operations: &[String],
+        after: Option<tower_idempotency::RecordId>,
+        limit: u32,
+    ) -> Result<Vec<tower_idempotency::store::Abandoned>, StoreError> {
+        let store = self.store.inner();
+        store.list_abandoned(operations, after, limit).await
+    }
 }
 
 /// Where handlers stop, and what they did.
@@ -192,6 +203,7 @@ pub struct Script(Arc<Inner>);
 struct Inner {
     halt: Mutex<Option<&'static str>>,
     reached: Semaphore,
+    waited: AtomicUsize,
     go: Semaphore,
     worked: Mutex<Vec<&'static str>>,
     keys: Mutex<Vec<String>>,
@@ -203,6 +215,7 @@ impl Default for Inner {
         Self {
             halt: Mutex::default(),
             reached: Semaphore::new(0),
+            waited: AtomicUsize::new(0),
             go: Semaphore::new(0),
             worked: Mutex::default(),
             keys: Mutex::default(),
@@ -222,6 +235,12 @@ impl Script {
         reached.expect("the point is reached").unwrap().forget();
     }
 
+    /// How many handlers were stopped so far.
+    pub fn waiting(&self) -> usize {
+        self.0.waited.load(Ordering::SeqCst)
+    }
+
+    /// Lets the one go on that has waited longest.
     pub fn let_go(&self) {
         self.0.go.add_permits(1);
     }
@@ -229,13 +248,14 @@ impl Script {
     async fn at(&self, point: &'static str) {
         let halts = self.0.halt.lock().unwrap().take_if(|halt| *halt == point);
         if halts.is_some() {
+            self.0.waited.fetch_add(1, Ordering::SeqCst);
             self.0.reached.add_permits(1);
             self.0.go.acquire().await.unwrap().forget();
         }
     }
 
     /// The gateway charges once for each key.
-    async fn charge(&self, key: String) -> String {
+    pub async fn charge(&self, key: String) -> String {
         let charge = format!("ch_{key}");
         self.0.keys.lock().unwrap().push(key);
         charge
@@ -263,7 +283,7 @@ impl Script {
 }
 
 pub trait Shopping: Send + Sync + Sized + 'static {
-    type Store: PhasedStore + Clone;
+    type Store: PhasedStore<Transaction: DerefMut<Target: Send>> + Clone;
 
     fn start() -> impl Future<Output = Self> + Send;
 
@@ -530,7 +550,6 @@ pub mod sqlite {
     use sqlx::SqlitePool;
     use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
     use std::path::PathBuf;
-    use std::sync::atomic::AtomicUsize;
     use tower_idempotency::SqliteStore;
     use tower_idempotency::sqlite::TxError;
 

@@ -13,7 +13,7 @@ use crate::store::{HeldRecord, Resolution, StoreError, Token};
 /// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
 const RESOLVE_ANSWER: &str = "
 update idempotency.record set
-    state = 'completed', token = $3, answer = $4,
+    state = 'completed', token = $3, answer = $4, progress = null,
     expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
 from (select clock_timestamp()) as clock (now)
 where id = $1 and token = $2 and state = 'held'";
@@ -90,7 +90,7 @@ fn read_held(row: &PgRow) -> Result<HeldRow, StoreError> {
     })
 }
 
-fn identity(row: &PgRow) -> Result<Identity, sqlx::Error> {
+pub(super) fn identity(row: &PgRow) -> Result<Identity, sqlx::Error> {
     let text = |column| row.try_get::<String, _>(column);
     Ok(Identity::new(
         text("scope")?,

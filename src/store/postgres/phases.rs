@@ -3,13 +3,16 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, Postgres, Row as _, Transaction};
 
 use super::PgStore;
+use super::held::identity;
 use super::transaction::{COMMIT, is_certain, refused, settings};
 use super::types::PgUuid;
 use crate::extract::References;
+use crate::identity::RecordId;
 use crate::store::lent;
-use crate::store::phases::{PhasedStore, Step};
+use crate::store::phases::{Abandoned, PhasedStore, Step};
 use crate::store::progress::Progress;
-use crate::store::protocol;
+use crate::store::protocol::{self, MAX_HELD_PAGE};
+use crate::store::sql::{abandoned, undamaged};
 use crate::store::{Claim, CommitError, StoreError};
 
 /// The [phases](crate::store::Phases) of a leased route on a [`PgStore`].
@@ -63,6 +66,16 @@ const PROGRESS: &str = "
 select progress, refs from idempotency.record
 where id = $1 and token = $2 and state = 'running' for share";
 
+/// By the index of what has progress, which answered records have not.
+const LIST_ABANDONED: &str = "
+select scope, operation, key, fingerprint,
+    extract(epoch from expires_at - claimed_at)::float8 as retention
+from idempotency.record
+where progress is not null and state = 'running' and lost = 'rerun'
+    and leased_until <= clock_timestamp() and expires_at > clock_timestamp()
+    and operation = any ($1) and ($2::uuid is null or id > $2)
+order by id limit $3";
+
 impl PhasedStore for PgStore {
     async fn begin_phase(
         &self,
@@ -105,6 +118,26 @@ impl PhasedStore for PgStore {
         let references: Option<String> = row.try_get("refs").map_err(lent::error)?;
         let references = protocol::references(references.as_deref())?;
         Ok(Some((protocol::progress(progress)?, references)))
+    }
+
+    async fn list_abandoned(
+        &self,
+        operations: &[String],
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let query = sqlx::query(LIST_ABANDONED)
+            .bind(operations)
+            .bind(after.map(PgUuid::from))
+            .bind(i64::from(limit.min(MAX_HELD_PAGE)));
+        let rows = self.run(query).await?.rows;
+        let abandoned = rows.iter().map(|row| {
+            let fingerprint: Vec<u8> = row.try_get("fingerprint").map_err(lent::error)?;
+            let retention = row.try_get("retention").map_err(lent::error)?;
+            let identity = identity(row).map_err(lent::error)?;
+            abandoned(identity, &fingerprint, retention)
+        });
+        Ok(abandoned.filter_map(undamaged).collect())
     }
 }
 

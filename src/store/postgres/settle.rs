@@ -10,7 +10,7 @@ use crate::store::{Claim, Completion, StoreError};
 /// What was held, or is over, would be forgotten with its answer: retention begins anew.
 const UPDATE_COMPLETED: &str = "
 update idempotency.record set
-    state = 'completed', answer = $3, refs = coalesce($4, refs),
+    state = 'completed', answer = $3, refs = coalesce($4, refs), progress = null,
     expires_at = case when state = 'running' and expires_at > now then expires_at
         else now + (expires_at - claimed_at) end,
     sweep_at = case when state = 'running' and expires_at > now then expires_at

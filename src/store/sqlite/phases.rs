@@ -3,13 +3,15 @@ use std::time::Duration;
 use sqlx::{Executor, Row as _, Sqlite, Transaction};
 
 use super::SqliteStore;
-use super::settle::fenced;
+use super::settle::{fenced, identity};
 use super::transaction::{ENTER, LEAVE, begin, refused, settled};
 use crate::extract::References;
+use crate::identity::RecordId;
 use crate::store::lent;
-use crate::store::phases::{PhasedStore, Step};
+use crate::store::phases::{Abandoned, PhasedStore, Step};
 use crate::store::progress::Progress;
-use crate::store::protocol;
+use crate::store::protocol::{self, MAX_HELD_PAGE};
+use crate::store::sql::{abandoned, undamaged};
 use crate::store::{Claim, CommitError, StoreError};
 
 /// The [phases](crate::store::Phases) of a leased route on a [`SqliteStore`]. All writers of the file
@@ -78,6 +80,15 @@ const PROGRESS: &str = "
 select progress, refs from idempotency_record
 where id = ?1 and token = ?2 and state = 'running'";
 
+/// By the index of what has progress, which answered records have not. The names are a JSON array.
+const LIST_ABANDONED: &str = "
+select scope, operation, key, fingerprint, expires_at - claimed_at as retention
+from idempotency_record
+where progress is not null and state = 'running' and lost = 'rerun'
+    and leased_until <= unixepoch('subsec') and expires_at > unixepoch('subsec')
+    and operation in (select value from json_each(?1)) and (?2 is null or id > ?2)
+order by id limit ?3";
+
 impl PhasedStore for SqliteStore {
     async fn begin_phase(
         &self,
@@ -122,5 +133,27 @@ impl PhasedStore for SqliteStore {
         let references: Option<String> = row.try_get("refs").map_err(lent::error)?;
         let references = protocol::references(references.as_deref())?;
         Ok(Some((protocol::progress(progress)?, references)))
+    }
+
+    async fn list_abandoned(
+        &self,
+        operations: &[String],
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let query = sqlx::query(LIST_ABANDONED)
+            .bind(serde_json::json!(operations).to_string())
+            .bind(after.map(|id| id.as_bytes().to_vec()))
+            .bind(limit.min(MAX_HELD_PAGE));
+        let mut connection = self.connection().await?;
+        let result = query.fetch_all(&mut *connection).await;
+        let rows = connection.finish(result)?;
+        let abandoned = rows.iter().map(|row| {
+            let fingerprint: Vec<u8> = row.try_get("fingerprint").map_err(lent::error)?;
+            let retention = row.try_get("retention").map_err(lent::error)?;
+            let identity = identity(row).map_err(lent::error)?;
+            abandoned(identity, &fingerprint, retention)
+        });
+        Ok(abandoned.filter_map(undamaged).collect())
     }
 }

@@ -17,7 +17,7 @@ where id = ?1 and token = ?2 and state = 'running'";
 /// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
 const RESOLVE_ANSWER: &str = "
 update idempotency_record set
-    state = 'completed', token = ?3, answer = ?4,
+    state = 'completed', token = ?3, answer = ?4, progress = null,
     expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
 from (select unixepoch('subsec') as now)
 where id = ?1 and token = ?2 and state = 'held'";
@@ -162,7 +162,7 @@ fn read_held(row: &SqliteRow) -> Result<HeldRow, StoreError> {
     })
 }
 
-fn identity(row: &SqliteRow) -> Result<Identity, Error> {
+pub(super) fn identity(row: &SqliteRow) -> Result<Identity, Error> {
     let text = |column| row.try_get::<String, _>(column);
     Ok(Identity::new(
         text("scope")?,
