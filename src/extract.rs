@@ -103,7 +103,8 @@ impl IdempotencyContext {
     /// Notes in the record what this operation made: `reference("charge", "ch_1")`. It is written
     /// when the handler has ended, with the answer, a tombstone or a hold, and shown by
     /// [`inspect`](crate::Store::inspect), [`list_held`](crate::Store::list_held) and the body of a
-    /// 410. A process that dies before leaves none.
+    /// 410. A process that dies before leaves none, save those that a
+    /// [phase](crate::store::Phases) committed after they were noted.
     ///
     /// [`find_by_reference`](crate::Store::find_by_reference) goes the other way: which request made
     /// this charge?
@@ -113,6 +114,18 @@ impl IdempotencyContext {
     /// More than 16 references, or a kind or id that is empty, longer than 255 bytes, or holds a NUL.
     pub fn reference(&self, kind: &str, id: &str) -> Result<(), ReferenceError> {
         self.lock().push(kind, id)
+    }
+
+    /// Puts what an earlier attempt noted in front.
+    pub(crate) fn restore(&self, saved: References) {
+        let mut references = self.lock();
+        let noted = std::mem::replace(&mut *references, saved);
+        for (kind, id) in noted.as_slice() {
+            if let Err(error) = references.push(kind, id) {
+                let cause: &dyn std::error::Error = &error;
+                tracing::warn!(id = %self.identity.id(), kind, error = cause, "reference is not kept");
+            }
+        }
     }
 
     /// What was noted so far.

@@ -89,6 +89,32 @@ impl Identity {
         &self.0.operation
     }
 
+    /// The key to send to another service for the part of this operation that is called `name`: the
+    /// same on each attempt, another for another operation or name. It is a UUID
+    /// ([RFC 9562, version 8](https://www.rfc-editor.org/rfc/rfc9562#section-5.8)) made of a digest,
+    /// and shows neither scope nor key.
+    ///
+    /// ```
+    /// use tower_idempotency::Identity;
+    ///
+    /// let order = Identity::new("acme", "POST /orders", "8e03978e");
+    /// let key = order.downstream_key("charge");
+    /// assert_eq!(key, "16d27ffc-036c-86c1-9536-62e73d5acc54");
+    /// assert_ne!(key, order.downstream_key("refund"));
+    /// ```
+    #[must_use]
+    pub fn downstream_key(&self, name: &str) -> String {
+        let digest = Fields::new("tower-idempotency downstream key 1")
+            .push(&self.0.digest)
+            .push(name.as_bytes())
+            .finish();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        uuid::Builder::from_custom_bytes(bytes)
+            .into_uuid()
+            .to_string()
+    }
+
     /// The key as it was normalised.
     #[must_use]
     pub fn key(&self) -> &str {

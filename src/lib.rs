@@ -75,11 +75,14 @@
 //! - [`IdempotencyLayer`]: what can be set for all routes; [`Policy`] and [`Risk`]: for one.
 //! - [`Outcome`] and [`IdempotencyContext`]: what a handler can say, and ask.
 //! - [`Boundary`]: the same for jobs and consumers.
+//! - [`store::Phases`]: recovery points, for handlers that call other services between their writes.
 //! - [`keys`]: who makes them, of what, and for how long they are kept.
 //! - `webhook`, with the feature of that name: providers' events, each handled once.
 //! - [`problems`]: what each `code` of an answer means.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
 //! - `outbox` and `inbox`: messages sent and taken in with the writes of one transaction.
+//! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records;
+//!   [`Completer`]: finishing what was abandoned.
 //! - The README: running it, from the first request to the pager. `examples/quickstart.rs`: a whole
 //!   service in one file.
 
@@ -88,6 +91,7 @@ mod body;
 mod boundary;
 mod breaker;
 mod canonical;
+mod complete;
 mod derived;
 mod detached;
 mod digest;
@@ -122,6 +126,7 @@ mod sweep;
 pub mod webhook;
 
 pub use boundary::{Boundary, Ran, RunError};
+pub use complete::{Completer, Finished, Operation};
 pub use derived::DerivedKey;
 pub use detached::Detached;
 pub use envelope::{Envelope, EnvelopeError};

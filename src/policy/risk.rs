@@ -69,13 +69,14 @@ impl Risk {
 /// ```
 /// use tower_idempotency::{Lost, Policy};
 ///
-/// // The handler is safe to run again: its writes are keyed by the operation.
+/// // The handler is safe to run again: its writes are keyed by the operation, or in phases.
 /// let policy = Policy::high().with_lost(Lost::Rerun);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Lost {
-    /// The next request runs it again.
+    /// The next request runs it again: from the start, or, on a route with
+    /// [phases](crate::store::Phases), after the last one that is finished.
     Rerun,
     /// The next request is answered 500 `attempt-lost`, and that answer is stored.
     Answer,

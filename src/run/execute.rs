@@ -20,7 +20,8 @@ use crate::rejection::Code;
 use crate::running::Listed;
 use crate::service::Covered;
 use crate::stats::Event;
-use crate::store::{Claim, Store};
+use crate::store::phases::Times;
+use crate::store::{Claim, Phases, Store};
 
 /// How the handler ended.
 pub(super) enum Ended<E> {
@@ -56,6 +57,13 @@ impl<S: Store> Exchange<S> {
         let context =
             IdempotencyContext::new(self.identity.clone(), claim.attempt, Standing::Lease(lease));
         self.prepare(&mut request, &context, false);
+        let times = Times {
+            limit: self.leased_limit(),
+            patience: self.policy.settle_timeout,
+        };
+        let store = self.shared.core.store.clone();
+        let phases = Phases::new(store, claim.clone(), context.clone(), times);
+        request.extensions_mut().insert(phases);
         let ended = self.perform(inner, request, self.leased_limit()).await;
         self.settle(claim, listed, ended, context.references(), reply)
             .await;

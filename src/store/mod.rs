@@ -6,8 +6,10 @@ mod error;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod lent;
 mod memory;
+pub(crate) mod phases;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub(crate) mod progress;
 pub(crate) mod protocol;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod schema_error;
@@ -34,6 +36,8 @@ use crate::policy::Lost;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use memory::MemoryStore;
+pub use phases::{Abandoned, Connection, MissingPhases, PhaseError, PhasedStore, Phases, Step};
+pub use progress::{PhaseMisuse, Progress};
 pub use transaction::{
     Begun, CommitError, Entry, MissingTx, TransactionalStore, Tx, Verdict, Writes,
 };
@@ -119,7 +123,8 @@ pub trait Store: Send + Sync + 'static {
         completion: &Completion,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Deletes a running or held record, so that the next request runs.
+    /// Deletes a running or held record, so that the next request runs. One with
+    /// [progress](PhasedStore) remains, with its lease over, and the next attempt resumes it.
     ///
     /// A claim that was [`Abandoned`](Claimed::Abandoned) is only given up: its record remains, with
     /// its lease over, and the next request finds the operation abandoned again.

@@ -14,6 +14,8 @@ use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::Token;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use crate::store::progress::Progress;
 
 /// Rounds of a claim before it gives up: each means that the record changed between two statements.
 const CLAIM_ROUNDS: u32 = 16;
@@ -93,13 +95,14 @@ pub(crate) trait Records: Sync {
         completion: &Completion,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Deletes a record that is held, or that is running and not abandoned.
+    /// Deletes a record that is held, or that is running and not abandoned, unless it has progress.
     fn delete_claimed(
         &self,
         claim: &Claim,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Ends the lease of a running record that is abandoned.
+    /// Ends the lease of a running record that is abandoned; one with progress, which may be held,
+    /// is running from then on, and to be run again.
     fn give_up(&self, claim: &Claim) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Holds a running record, and notes the references in one that is held already.
@@ -355,6 +358,12 @@ pub(crate) fn inspected(
         Some(record) if record.identity.digest() != identity.digest() => Err(collision()),
         found => Ok(found),
     }
+}
+
+/// Only stores with transactions of their own have any.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) fn progress(json: Option<String>) -> Result<Progress, StoreError> {
+    Progress::from_json(json).ok_or_else(|| StoreError::corrupt("progress cannot be read"))
 }
 
 pub(crate) fn references(json: Option<&str>) -> Result<References, StoreError> {

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use super::protocol::{self, State};
-use super::{HeldRecord, StoreError, Token};
+use super::{Abandoned, HeldRecord, StoreError, Token};
 use crate::extract::References;
+use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 use crate::policy::Lost;
 
@@ -54,6 +55,33 @@ pub(crate) fn left(seconds: f64) -> Result<Option<Duration>, StoreError> {
     }
     let left = Duration::try_from_secs_f64(seconds.max(0.0)).map_err(StoreError::corrupt)?;
     Ok(Some(left).filter(|left| !left.is_zero()))
+}
+
+/// A record that can be resumed.
+pub(crate) fn abandoned(
+    identity: Identity,
+    fingerprint: &[u8],
+    retention: f64,
+) -> Result<Abandoned, StoreError> {
+    Ok(Abandoned {
+        identity,
+        fingerprint: Fingerprint::from_bytes(fingerprint)
+            .ok_or_else(|| StoreError::corrupt("fingerprint cannot be read"))?,
+        retention: Duration::try_from_secs_f64(retention).map_err(StoreError::corrupt)?,
+    })
+}
+
+/// A damaged record must not hide the others.
+pub(crate) fn undamaged(record: Result<Abandoned, StoreError>) -> Option<Abandoned> {
+    let log = |error: &StoreError| {
+        let cause: &dyn Error = error;
+        tracing::error!(
+            error = cause,
+            source = error.source(),
+            "abandoned record is damaged"
+        );
+    };
+    record.inspect_err(log).ok()
 }
 
 /// The columns of a held record, each as far as it could be read.

@@ -105,6 +105,15 @@ impl<S: Store> Flaky<S> {
         self.calls.load(Ordering::SeqCst)
     }
 
+    /// The store that never fails.
+    #[allow(
+        dead_code,
+        reason = "not every test that includes this file asks for it"
+    )]
+    pub fn inner(&self) -> &S {
+        &self.store
+    }
+
     fn called(&self) -> &S {
         self.calls.fetch_add(1, Ordering::SeqCst);
         &self.store

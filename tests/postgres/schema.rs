@@ -142,7 +142,7 @@ async fn the_primary_key_is_one_uuid() {
 }
 
 #[tokio::test]
-async fn no_index_but_the_key_the_references_and_the_time_of_the_sweep() {
+async fn no_index_but_the_key_what_is_looked_up_and_the_time_of_the_sweep() {
     let fixture = Fixture::new().await;
     let indexes = text(
         &fixture.pool,
@@ -150,7 +150,10 @@ async fn no_index_but_the_key_the_references_and_the_time_of_the_sweep() {
         from pg_indexes where schemaname = 'idempotency' and tablename = 'record'",
     )
     .await;
-    assert_eq!(indexes, "record_pkey, record_reference, record_sweep_at");
+    assert_eq!(
+        indexes,
+        "record_pkey, record_progress, record_reference, record_sweep_at"
+    );
 }
 
 #[tokio::test]

@@ -174,9 +174,14 @@ async fn a_table_of_a_newer_version_is_refused_by_name() {
 async fn files_that_were_applied_by_hand_are_found_in_place() {
     let file = TestFile::new();
     let pool = file.pool().await;
-    let by_hand = include_str!("../../migrations/sqlite/0001_record.sql");
-    sqlx::raw_sql(by_hand).execute(&pool).await.unwrap();
+    for by_hand in [
+        include_str!("../../migrations/sqlite/0001_record.sql"),
+        include_str!("../../migrations/sqlite/0003_progress.sql"),
+    ] {
+        sqlx::raw_sql(by_hand).execute(&pool).await.unwrap();
+    }
     let store = SqliteStore::new(pool);
+    store.migrate().await.unwrap();
     store.migrate().await.unwrap();
     store.claim(&request()).await.unwrap();
 }

@@ -36,13 +36,16 @@ from idempotency.record where id = $1";
 
 /// Passes over a record that somebody has locked, as does the next: those who retry a record that is
 /// locked for long would else take up every connection, and hold up all other records.
+///
+/// The first attempt of a new operation begins without what the old one had.
 const TAKE_OVER: &str = "
 update idempotency.record set
     state = 'running', token = $2, attempt = $3, lost = $4, fingerprint = $5,
     claimed_at = now, leased_until = now + make_interval(secs => $6),
     expires_at = now + make_interval(secs => $7),
     sweep_at = now + make_interval(secs => case $4 when 'hold' then $6 else $7 end),
-    refs = null, answer = null, abandoned = $9
+    refs = case when $3 > 1 then refs end, progress = case when $3 > 1 then progress end,
+    answer = null, abandoned = $9
 from (select clock_timestamp()) as clock (now)
 where id = (
     select id from idempotency.record

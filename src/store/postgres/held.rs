@@ -13,13 +13,22 @@ use crate::store::{HeldRecord, Resolution, StoreError, Token};
 /// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
 const RESOLVE_ANSWER: &str = "
 update idempotency.record set
-    state = 'completed', token = $3, answer = $4,
+    state = 'completed', token = $3, answer = $4, progress = null,
     expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
 from (select clock_timestamp()) as clock (now)
 where id = $1 and token = $2 and state = 'held'";
 
 const RESOLVE_RELEASE: &str = "
-delete from idempotency.record where id = $1 and token = $2 and state = 'held'";
+delete from idempotency.record
+where id = $1 and token = $2 and state = 'held' and progress is null";
+
+/// What has progress is resumed by the next request.
+const RESOLVE_RESUME: &str = "
+update idempotency.record set
+    state = 'running', token = $3, lost = 'rerun', leased_until = now,
+    expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
+from (select clock_timestamp()) as clock (now)
+where id = $1 and token = $2 and state = 'held' and progress is not null";
 
 /// Held rows alone have `sweep_at = 'infinity'`, so the index finds them.
 const LIST_HELD: &str = "
@@ -36,23 +45,23 @@ impl PgStore {
         token: Token,
         resolution: &Resolution,
     ) -> Result<(), StoreError> {
-        let sql = match resolution {
-            Resolution::Answer(_) => RESOLVE_ANSWER,
-            Resolution::Release => RESOLVE_RELEASE,
+        let fence = PgUuid::from(Token::random()?);
+        let held = |sql| {
+            sqlx::query(sql)
+                .bind(PgUuid::from(identity.id()))
+                .bind(PgUuid::from(token))
         };
-        let mut query = sqlx::query(sql)
-            .bind(PgUuid::from(identity.id()))
-            .bind(PgUuid::from(token));
-        if let Resolution::Answer(answer) = resolution {
-            query = query
-                .bind(PgUuid::from(Token::random()?))
-                .bind(answer.encode());
-        }
-        if self.changes_one(query).await? {
-            Ok(())
-        } else {
-            Err(StoreError::claim_lost())
-        }
+        let is_resolved = match resolution {
+            Resolution::Answer(answer) => {
+                let query = held(RESOLVE_ANSWER).bind(fence).bind(answer.encode());
+                self.changes_one(query).await?
+            }
+            Resolution::Release => {
+                self.changes_one(held(RESOLVE_RELEASE)).await?
+                    || self.changes_one(held(RESOLVE_RESUME).bind(fence)).await?
+            }
+        };
+        is_resolved.then_some(()).ok_or_else(StoreError::claim_lost)
     }
 
     pub(super) async fn select_held(

@@ -45,7 +45,15 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/postgres/0004_reference.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record, outbox_inbox, enter, reference]);
+    let progress = Migration::new(
+        5,
+        "progress".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/postgres/0005_progress.sql").into_sql_str(),
+        false,
+    );
+    let migrations = vec![record, outbox_inbox, enter, reference, progress];
+    let mut migrator = Migrator::with_migrations(migrations);
     migrator.create_schema("idempotency");
     migrator.dangerous_set_table_name("idempotency._migrations");
     // The transaction below holds a lock of its own, which also works behind a transaction pooler.

@@ -13,6 +13,7 @@ mod find;
 mod heartbeat;
 mod held;
 mod migrate;
+mod phases;
 mod settle;
 mod sweep;
 mod transaction;
@@ -33,8 +34,10 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::phases::PhaseError;
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
+pub use phases::Phases;
 pub use transaction::Tx;
 pub(crate) use types::PgUuid;
 
@@ -138,7 +141,7 @@ impl PgStoreBuilder {
     }
 
     /// The most transactions of handlers that are open at once, each on a connection of its own;
-    /// only transactional routes open any. Default: 10.
+    /// only transactional routes and [phases](Phases) open any. Default: 10.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use crate::store::{Claim, Completion, StoreError};
 /// What was held, or is over, would be forgotten with its answer: retention begins anew.
 const UPDATE_COMPLETED: &str = "
 update idempotency.record set
-    state = 'completed', answer = $3, refs = $4,
+    state = 'completed', answer = $3, refs = coalesce($4, refs), progress = null,
     expires_at = case when state = 'running' and expires_at > now then expires_at
         else now + (expires_at - claimed_at) end,
     sweep_at = case when state = 'running' and expires_at > now then expires_at
@@ -20,14 +20,22 @@ where id = $1 and token = $2 and state in ('running', 'held')";
 
 const DELETE_CLAIMED: &str = "
 delete from idempotency.record
-where id = $1 and token = $2 and (state = 'held' or state = 'running' and not abandoned)";
+where id = $1 and token = $2 and progress is null
+    and (state = 'held' or state = 'running' and not abandoned)";
 
+/// Finished phases are not undone: what has progress is resumed, whatever becomes of lost attempts.
 const GIVE_UP: &str = "
-update idempotency.record set leased_until = clock_timestamp()
-where id = $1 and token = $2 and state = 'running' and abandoned";
+update idempotency.record set
+    state = 'running', leased_until = now, lost = case when abandoned then lost else 'rerun' end,
+    expires_at = case state when 'running' then expires_at else now + (expires_at - claimed_at) end,
+    sweep_at = case state when 'running' then expires_at else now + (expires_at - claimed_at) end
+from (select clock_timestamp()) as clock (now)
+where id = $1 and token = $2 and (
+    state = 'running' and abandoned or state in ('running', 'held') and progress is not null
+)";
 
 const UPDATE_HELD: &str = "
-update idempotency.record set state = 'held', refs = $3, sweep_at = 'infinity'
+update idempotency.record set state = 'held', refs = coalesce($3, refs), sweep_at = 'infinity'
 where id = $1 and token = $2 and state in ('running', 'held')";
 
 impl PgStore {

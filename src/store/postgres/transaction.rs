@@ -60,7 +60,7 @@ from attempt";
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
 /// would only release the innermost of them. The empty one that follows is rolled back in passing.
-const COMMIT: &str = "commit and chain";
+pub(super) const COMMIT: &str = "commit and chain";
 
 const UNDO: &str = "rollback to savepoint idempotency_handler";
 
@@ -88,14 +88,22 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
 /// Everything before the handler, in one round trip. It begins as the implicit transaction of a
 /// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
 /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
-///
-/// Time limits of the application that are stricter stay as they are.
 fn begin(request: &ClaimRequest, limit: Duration) -> String {
-    let (id, token) = (
-        request.identity.id(),
-        Uuid::from_bytes(*request.token.as_bytes()),
-    );
-    let lock = lock_of(&request.identity);
+    let identity = &request.identity;
+    let settings = settings(identity, request.token, limit);
+    let (id, lock) = (identity.id(), lock_of(identity));
+    format!(
+        "{settings};
+        select idempotency.enter('{id}', {lock});
+        begin;
+        savepoint idempotency_handler"
+    )
+}
+
+/// What a transaction that handlers write in is like, and whose it is. Time limits of the application
+/// that are stricter stay as they are.
+pub(super) fn settings(identity: &Identity, token: Token, limit: Duration) -> String {
+    let (id, token) = (identity.id(), Uuid::from_bytes(*token.as_bytes()));
     let limit = limit.as_millis().clamp(1, i32::MAX as u128);
     format!(
         "set transaction isolation level read committed;
@@ -105,10 +113,7 @@ fn begin(request: &ClaimRequest, limit: Duration) -> String {
         where current_setting('synchronous_commit') = 'off';
         select set_config(name, '{limit}ms', true)
         from unnest(array['statement_timeout', 'idle_in_transaction_session_timeout']) as name
-        where current_setting(name)::interval not between '1 ms' and '{limit} ms';
-        select idempotency.enter('{id}', {lock});
-        begin;
-        savepoint idempotency_handler"
+        where current_setting(name)::interval not between '1 ms' and '{limit} ms'"
     )
 }
 
@@ -238,7 +243,7 @@ async fn record(
 }
 
 /// What an error before the commit, or of a commit that was refused, says of the transaction.
-fn refused(error: Error) -> CommitError {
+pub(super) fn refused(error: Error) -> CommitError {
     match code(&error).as_deref() {
         // No savepoint of ours, or no transaction to have one.
         Some("3B001" | "25P01") => CommitError::Ended,
@@ -251,7 +256,7 @@ fn refused(error: Error) -> CommitError {
 
 /// A server that reports an `ERROR` has not committed: once the commit is written, only `FATAL` and
 /// `PANIC` are left to it.
-fn is_certain(error: &Error) -> bool {
+pub(super) fn is_certain(error: &Error) -> bool {
     let error = error.as_database_error();
     let error = error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     error.is_some_and(|error| error.severity() == PgSeverity::Error)

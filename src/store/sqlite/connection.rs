@@ -46,12 +46,17 @@ pub(super) fn is_file(options: &SqliteConnectOptions) -> bool {
     !in_memory && !name.is_empty() && !name.contains("sqlx-in-memory") && !name.contains(":memory:")
 }
 
+const HAS_PROGRESS: &str =
+    "select 1 from pragma_table_info('idempotency_record') where name = 'progress'";
+
 /// `begin immediate`: a deferred transaction that turns to writing fails where another has written.
 pub(super) async fn migrate(
     connection: &mut SqliteConnection,
-    migrator: &Migrator,
+    migrator: fn(bool) -> Migrator,
 ) -> Result<(), MigrateError> {
     let mut transaction = connection.begin_with("begin immediate").await?;
+    let progress = sqlx::query(HAS_PROGRESS).fetch_optional(&mut *transaction);
+    let migrator = migrator(progress.await?.is_some());
     migrator.run_direct(None, &mut *transaction, false).await?;
     transaction.commit().await?;
     Ok(())

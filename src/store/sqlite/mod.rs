@@ -6,6 +6,7 @@
 
 mod connection;
 mod find;
+mod phases;
 mod records;
 mod settle;
 mod transaction;
@@ -23,8 +24,10 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
+pub use super::phases::PhaseError;
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::TxError;
+pub use phases::Phases;
 pub use transaction::Tx;
 
 /// Records in one SQLite file.
@@ -93,7 +96,7 @@ impl SqliteStore {
     /// When the file cannot be opened or written, or was migrated by a newer version.
     pub async fn migrate(&self) -> Result<(), SchemaError> {
         let mut connection = self.acquire().await?;
-        let migrated = connection::migrate(&mut connection, &migrator()).await;
+        let migrated = connection::migrate(&mut connection, migrator).await;
         if migrated.is_ok() {
             connection.keep();
         }
@@ -101,7 +104,8 @@ impl SqliteStore {
     }
 }
 
-fn migrator() -> Migrator {
+/// SQLite cannot add a column unless it is there, as it is where the files were applied by hand.
+fn migrator(has_progress: bool) -> Migrator {
     let record = Migration::new(
         1,
         "record".into(),
@@ -116,7 +120,17 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/sqlite/0002_reference.sql").into_sql_str(),
         false,
     );
-    let mut migrator = Migrator::with_migrations(vec![record, reference]);
+    let mut progress = Migration::new(
+        3,
+        "progress".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/sqlite/0003_progress.sql").into_sql_str(),
+        false,
+    );
+    if has_progress {
+        progress.sql = "select 1".into_sql_str();
+    }
+    let mut migrator = Migrator::with_migrations(vec![record, reference, progress]);
     migrator.dangerous_set_table_name("_idempotency_migrations");
     migrator
 }

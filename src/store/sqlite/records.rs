@@ -32,12 +32,14 @@ select digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer
     expires_at <= unixepoch('subsec') as expired, expires_at
 from idempotency_record where id = ?1";
 
+/// The first attempt of a new operation begins without what the old one had.
 const TAKE_OVER: &str = "
 update idempotency_record set
     state = 'running', token = ?2, attempt = ?3, lost = ?4, fingerprint = ?5,
     claimed_at = now, leased_until = now + ?6, expires_at = now + ?7,
     sweep_at = now + case ?4 when 'hold' then ?6 else ?7 end,
-    refs = null, answer = null, abandoned = ?9
+    refs = case when ?3 > 1 then refs end, progress = case when ?3 > 1 then progress end,
+    answer = null, abandoned = ?9
 from (select unixepoch('subsec') as now)
 where id = ?1 and token = ?8 and (
     state = 'running' and leased_until <= now
@@ -52,7 +54,7 @@ where id = ?1 and token = ?2 and state = 'running' and leased_until <= unixepoch
 /// What was held, or is over, would be forgotten with its answer: retention begins anew.
 const UPDATE_COMPLETED: &str = "
 update idempotency_record set
-    state = 'completed', answer = ?3, refs = ?4,
+    state = 'completed', answer = ?3, refs = coalesce(?4, refs), progress = null,
     expires_at = case when state = 'running' and expires_at > now then expires_at
         else now + (expires_at - claimed_at) end,
     sweep_at = case when state = 'running' and expires_at > now then expires_at
@@ -62,14 +64,22 @@ where id = ?1 and token = ?2 and state in ('running', 'held')";
 
 const DELETE_CLAIMED: &str = "
 delete from idempotency_record
-where id = ?1 and token = ?2 and (state = 'held' or state = 'running' and not abandoned)";
+where id = ?1 and token = ?2 and progress is null
+    and (state = 'held' or state = 'running' and not abandoned)";
 
+/// Finished phases are not undone: what has progress is resumed, whatever becomes of lost attempts.
 const GIVE_UP: &str = "
-update idempotency_record set leased_until = unixepoch('subsec')
-where id = ?1 and token = ?2 and state = 'running' and abandoned";
+update idempotency_record set
+    state = 'running', leased_until = now, lost = case when abandoned then lost else 'rerun' end,
+    expires_at = case state when 'running' then expires_at else now + (expires_at - claimed_at) end,
+    sweep_at = case state when 'running' then expires_at else now + (expires_at - claimed_at) end
+from (select unixepoch('subsec') as now)
+where id = ?1 and token = ?2 and (
+    state = 'running' and abandoned or state in ('running', 'held') and progress is not null
+)";
 
 const UPDATE_HELD: &str = "
-update idempotency_record set state = 'held', refs = ?3, sweep_at = 9e999
+update idempotency_record set state = 'held', refs = coalesce(?3, refs), sweep_at = 9e999
 where id = ?1 and token = ?2 and state in ('running', 'held')";
 
 impl Records for SqliteStore {

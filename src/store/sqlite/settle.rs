@@ -17,13 +17,22 @@ where id = ?1 and token = ?2 and state = 'running'";
 /// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
 const RESOLVE_ANSWER: &str = "
 update idempotency_record set
-    state = 'completed', token = ?3, answer = ?4,
+    state = 'completed', token = ?3, answer = ?4, progress = null,
     expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
 from (select unixepoch('subsec') as now)
 where id = ?1 and token = ?2 and state = 'held'";
 
 const RESOLVE_RELEASE: &str = "
-delete from idempotency_record where id = ?1 and token = ?2 and state = 'held'";
+delete from idempotency_record
+where id = ?1 and token = ?2 and state = 'held' and progress is null";
+
+/// What has progress is resumed by the next request.
+const RESOLVE_RESUME: &str = "
+update idempotency_record set
+    state = 'running', token = ?3, lost = 'rerun', leased_until = now,
+    expires_at = now + (expires_at - claimed_at), sweep_at = now + (expires_at - claimed_at)
+from (select unixepoch('subsec') as now)
+where id = ?1 and token = ?2 and state = 'held' and progress is not null";
 
 /// Held rows alone have an infinite `sweep_at`, so the index finds them.
 const LIST_HELD: &str = "
@@ -70,13 +79,19 @@ impl SqliteStore {
         token: Token,
         resolution: &Resolution,
     ) -> Result<(), StoreError> {
-        let query = match resolution {
-            Resolution::Answer(answer) => fenced(RESOLVE_ANSWER, identity, token)
-                .bind(Token::random()?.as_bytes().to_vec())
-                .bind(answer.encode()),
-            Resolution::Release => fenced(RESOLVE_RELEASE, identity, token),
+        let fence = Token::random()?.as_bytes().to_vec();
+        let held = |sql| fenced(sql, identity, token);
+        let resolved = match resolution {
+            Resolution::Answer(answer) => {
+                let query = held(RESOLVE_ANSWER).bind(fence).bind(answer.encode());
+                self.execute(query).await?
+            }
+            Resolution::Release => match self.execute(held(RESOLVE_RELEASE)).await? {
+                0 => self.execute(held(RESOLVE_RESUME).bind(fence)).await?,
+                released => released,
+            },
         };
-        match self.execute(query).await? {
+        match resolved {
             0 => Err(StoreError::claim_lost()),
             _ => Ok(()),
         }

@@ -32,11 +32,11 @@ pub type Tx = crate::store::Tx<Transaction<'static, Sqlite>>;
 
 const HAS_RECORD: &str = "select 1 from idempotency_record where id = ?1";
 
-const ENTER: &str = "savepoint idempotency_handler";
+pub(super) const ENTER: &str = "savepoint idempotency_handler";
 const UNDO: &str = "rollback to savepoint idempotency_handler";
 
 /// Fails where the handler has ended the transaction, and the savepoint with it.
-const LEAVE: &str = "release savepoint idempotency_handler";
+pub(super) const LEAVE: &str = "release savepoint idempotency_handler";
 
 const RECORD: &str = "
 insert into idempotency_record (
@@ -74,12 +74,7 @@ impl TransactionalStore for SqliteStore {
         request: &ClaimRequest,
         _limit: Duration,
     ) -> Result<Begun<Self::Transaction>, StoreError> {
-        let pool = self.transactions.clone();
-        // In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled.
-        // A deferred one that turns to writing would fail where another has written.
-        let begun = tokio::spawn(async move { pool.begin_with("begin immediate").await });
-        let begun = begun.await.map_err(StoreError::unavailable)?;
-        let mut transaction = begun.map_err(lent::error)?;
+        let mut transaction = begin(self).await?;
         let id = request.identity.id().as_bytes().to_vec();
         let query = sqlx::query(HAS_RECORD).bind(id);
         let found = query.fetch_optional(&mut *transaction).await;
@@ -106,13 +101,7 @@ impl TransactionalStore for SqliteStore {
         }
         connection.execute(LEAVE).await.map_err(refused)?;
         let expires_at = record(connection, request, entry).await?;
-        match transaction.commit().await {
-            Ok(()) => Ok(expires_at),
-            Err(error) => match refused(error) {
-                CommitError::Conflict(error) => Err(CommitError::Unknown(error)),
-                error => Err(error),
-            },
-        }
+        settled(transaction.commit().await).map(|()| expires_at)
     }
 
     async fn rollback(&self, transaction: Self::Transaction) {
@@ -132,6 +121,23 @@ impl TransactionalStore for SqliteStore {
             None => Verdict::RolledBack,
         })
     }
+}
+
+/// In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled. A
+/// deferred one that turns to writing would fail where another has written.
+pub(super) async fn begin(store: &SqliteStore) -> Result<Transaction<'static, Sqlite>, StoreError> {
+    let pool = store.transactions.clone();
+    let begun = tokio::spawn(async move { pool.begin_with("begin immediate").await });
+    let begun = begun.await.map_err(StoreError::unavailable)?;
+    begun.map_err(lent::error)
+}
+
+/// What became of a commit.
+pub(super) fn settled(committed: Result<(), Error>) -> Result<(), CommitError> {
+    committed.map_err(|error| match refused(error) {
+        CommitError::Conflict(error) => CommitError::Unknown(error),
+        error => error,
+    })
 }
 
 async fn record(
@@ -162,7 +168,7 @@ async fn record(
 }
 
 /// What an error says of the transaction, by SQLite's primary result code.
-fn refused(error: Error) -> CommitError {
+pub(super) fn refused(error: Error) -> CommitError {
     const ERROR: i32 = 1;
     const CONSTRAINT: i32 = 19;
     let code = error.as_database_error().and_then(|error| error.code());

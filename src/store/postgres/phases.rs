@@ -1,0 +1,165 @@
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Postgres, Row as _, Transaction};
+
+use super::PgStore;
+use super::held::identity;
+use super::transaction::{COMMIT, is_certain, refused, settings};
+use super::types::PgUuid;
+use crate::extract::References;
+use crate::identity::RecordId;
+use crate::store::lent;
+use crate::store::phases::{Abandoned, PhasedStore, Step};
+use crate::store::progress::Progress;
+use crate::store::protocol::{self, MAX_PAGE};
+use crate::store::sql::{abandoned, undamaged};
+use crate::store::{Claim, CommitError, StoreError};
+
+/// The [phases](crate::store::Phases) of a leased route on a [`PgStore`].
+///
+/// ```
+/// use axum::http::StatusCode;
+/// use tower_idempotency::postgres::{Phases, PhaseError, TxError};
+/// # struct Gateway;
+/// # impl Gateway {
+/// #     async fn charge(&self, _key: &str, _order: i64) -> Result<String, TxError> { Ok("ch_1".into()) }
+/// # }
+///
+/// async fn order(phases: Phases, item: String) -> Result<StatusCode, PhaseError<TxError>> {
+///     let order: i64 = phases
+///         .run("ordered", async |db| {
+///             let insert = sqlx::query_scalar("insert into orders (item) values ($1) returning id");
+///             Ok(insert.bind(item).fetch_one(db).await?)
+///         })
+///         .await?;
+///     // The same key on each attempt, so that the gateway charges once.
+///     let key = phases.downstream_key("charge");
+///     let charge = Gateway.charge(&key, order).await.map_err(PhaseError::Work)?;
+///     phases
+///         .run("charged", async |db| {
+///             let update = sqlx::query("update orders set charge = $2 where id = $1");
+///             update.bind(order).bind(charge).execute(db).await?;
+///             Ok(())
+///         })
+///         .await?;
+///     Ok(StatusCode::CREATED)
+/// }
+/// ```
+pub type Phases = crate::store::Phases<PgStore>;
+
+/// Last in its transaction: the row is not locked before, since the heartbeat needs it. Progress only
+/// grows, so its length says whether it is what the phase began with.
+const SAVE: &str = "
+with attempt as (
+    select current_setting('idempotency.attempt', true) = $2::text as is_open
+), record as (
+    update idempotency.record set progress = $4, refs = coalesce($5, refs)
+    from attempt
+    where id = $1 and token = $2 and state = 'running' and is_open
+        and coalesce(length(progress), 0) = $3
+    returning 1
+)
+select is_open, exists (select from record) as is_saved from attempt";
+
+/// Waits for a phase whose commit is under way: it has the row locked.
+const PROGRESS: &str = "
+select progress, refs from idempotency.record
+where id = $1 and token = $2 and state = 'running' for share";
+
+/// By the index of what has progress, which answered records have not.
+const LIST_ABANDONED: &str = "
+select scope, operation, key, fingerprint,
+    extract(epoch from expires_at - claimed_at)::float8 as retention
+from idempotency.record
+where progress is not null and state = 'running' and lost = 'rerun'
+    and leased_until <= clock_timestamp() and expires_at > clock_timestamp()
+    and operation = any ($1) and ($2::uuid is null or id > $2)
+order by id limit $3";
+
+impl PhasedStore for PgStore {
+    async fn begin_phase(
+        &self,
+        claim: &Claim,
+        limit: Duration,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
+        let pool = self.transactions.clone();
+        let settings = settings(&claim.identity, claim.token, limit);
+        let begin = AssertSqlSafe(format!("{settings}; begin"));
+        // In a task of its own, for the same reason as in `begin`.
+        let begun = tokio::spawn(async move { pool.begin_with(begin).await });
+        let begun = begun.await.map_err(StoreError::unavailable)?;
+        begun.map_err(lent::error)
+    }
+
+    async fn save_phase(
+        &self,
+        mut transaction: Transaction<'static, Postgres>,
+        claim: &Claim,
+        step: &Step,
+    ) -> Result<(), CommitError> {
+        let connection = &mut *transaction;
+        save(connection, claim, step).await?;
+        match connection.execute(COMMIT).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_certain(&error) => Err(refused(error)),
+            Err(error) => Err(CommitError::Unknown(StoreError::unavailable(error))),
+        }
+    }
+
+    async fn progress(&self, claim: &Claim) -> Result<Option<(Progress, References)>, StoreError> {
+        let query = sqlx::query(PROGRESS)
+            .bind(PgUuid::from(claim.identity.id()))
+            .bind(PgUuid::from(claim.token));
+        let done = self.run(query).await?;
+        let Some(row) = done.rows.first() else {
+            return Ok(None);
+        };
+        let progress = row.try_get("progress").map_err(lent::error)?;
+        let references: Option<String> = row.try_get("refs").map_err(lent::error)?;
+        let references = protocol::references(references.as_deref())?;
+        Ok(Some((protocol::progress(progress)?, references)))
+    }
+
+    async fn list_abandoned(
+        &self,
+        operations: &[String],
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<Abandoned>, StoreError> {
+        let query = sqlx::query(LIST_ABANDONED)
+            .bind(operations)
+            .bind(after.map(PgUuid::from))
+            .bind(i64::from(limit.min(MAX_PAGE)));
+        let rows = self.run(query).await?.rows;
+        let abandoned = rows.iter().map(|row| {
+            let fingerprint: Vec<u8> = row.try_get("fingerprint").map_err(lent::error)?;
+            let retention = row.try_get("retention").map_err(lent::error)?;
+            let identity = identity(row).map_err(lent::error)?;
+            abandoned(identity, &fingerprint, retention)
+        });
+        Ok(abandoned.filter_map(undamaged).collect())
+    }
+}
+
+async fn save(
+    connection: &mut PgConnection,
+    claim: &Claim,
+    step: &Step,
+) -> Result<(), CommitError> {
+    let row = sqlx::query(SAVE)
+        .bind(PgUuid::from(claim.identity.id()))
+        .bind(PgUuid::from(claim.token))
+        .bind(step.before.version())
+        .bind(step.after.to_json())
+        .bind(step.references.to_json())
+        .fetch_one(connection)
+        .await
+        .map_err(refused)?;
+    // As of a record: a transaction of nobody's has no mark, and that of an ended one reads as empty.
+    let is_open: Option<bool> = row.try_get("is_open").map_err(refused)?;
+    if is_open != Some(true) {
+        return Err(CommitError::Ended);
+    }
+    let is_saved: bool = row.try_get("is_saved").map_err(refused)?;
+    is_saved.then_some(()).ok_or(CommitError::Recorded)
+}
