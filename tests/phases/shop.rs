@@ -62,7 +62,7 @@ impl<S: Store> Store for Deaf<S> {
 
     async fn inspect(
         &self,
-        identity: &Identity,
+        identity: &tower_idempotency::Identity,
     ) -> Result<Option<tower_idempotency::store::RecordSummary>, StoreError> {
         self.store.inspect(identity).await
     }
@@ -72,7 +72,7 @@ impl<S: Store> Store for Deaf<S> {
         within: tower_idempotency::store::Within<'_>,
         kind: &str,
         id: &str,
-        after: Option<RecordId>,
+        after: Option<tower_idempotency::RecordId>,
         limit: u32,
     ) -> Result<Vec<tower_idempotency::store::RecordSummary>, StoreError> {
         let found = self.store.find_by_reference(within, kind, id, after, limit);
