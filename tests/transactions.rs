@@ -44,6 +44,8 @@ pub(crate) use on_one_store;
 mod answers;
 #[path = "transactions/conflicts.rs"]
 mod conflicts;
+#[path = "transactions/cuts.rs"]
+mod cuts;
 #[path = "transactions/duplicates.rs"]
 mod duplicates;
 #[path = "transactions/handlers.rs"]
