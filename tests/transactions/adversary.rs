@@ -1,0 +1,175 @@
+//! PostgreSQL: nodes that die and connections that are cut between two steps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use sqlx::Connection as _;
+use tower_idempotency::postgres::Tx;
+use tower_idempotency::store::{
+    Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, HeldRecord,
+    LeaseRenewal, RecordSummary, Renewed, Resolution, Swept, Token, Verdict, Within,
+};
+use tower_idempotency::{
+    Fingerprint, IdempotencyLayer, Identity, Outcome, PgStore, Policy, RecordId, References, Scope,
+    Store, StoreError, TransactionalStore,
+};
+
+use crate::bank::postgres::Bank;
+use crate::bank::{Banking, Sinks, paid};
+use crate::site::{Runs, Sent, Site, policy};
+
+/// A node that dies, or goes deaf, before it can take back a claim.
+#[derive(Clone)]
+struct Dying {
+    store: PgStore,
+    releases: Arc<AtomicUsize>,
+}
+
+impl Store for Dying {
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        self.store.claim(request).await
+    }
+
+    async fn complete(&self, claim: &Claim, completion: &Completion) -> Result<(), StoreError> {
+        self.store.complete(claim, completion).await
+    }
+
+    async fn release(&self, _: &Claim) -> Result<(), StoreError> {
+        self.releases.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    }
+
+    async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
+        self.store.hold(claim, references).await
+    }
+
+    async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
+        self.store.extend(leases).await
+    }
+
+    async fn lookup(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<Existing>, StoreError> {
+        self.store.lookup(identity, fingerprint).await
+    }
+
+    async fn resolve(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        self.store.resolve(identity, token, resolution).await
+    }
+
+    async fn list_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        self.store.list_held(after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.store.inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        let found = self.store.find_by_reference(within, kind, id, after, limit);
+        found.await
+    }
+
+    async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
+        self.store.delete_expired(limit).await
+    }
+}
+
+impl TransactionalStore for Dying {
+    type Transaction = <PgStore as TransactionalStore>::Transaction;
+
+    const EXECUTION_LIMIT: Duration = PgStore::EXECUTION_LIMIT;
+
+    async fn begin(
+        &self,
+        request: &ClaimRequest,
+        limit: Duration,
+    ) -> Result<Begun<Self::Transaction>, StoreError> {
+        self.store.begin(request, limit).await
+    }
+
+    async fn commit(
+        &self,
+        transaction: Self::Transaction,
+        request: &ClaimRequest,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        self.store.commit(transaction, request, entry).await
+    }
+
+    async fn rollback(&self, transaction: Self::Transaction) {
+        self.store.rollback(transaction).await;
+    }
+
+    async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
+        self.store.confirm(request).await
+    }
+}
+
+async fn dies_while_it_clears_an_expired_record(policy: Policy) {
+    let bank = Bank::start().await;
+    let runs = Runs::free();
+    let site = bank.open(&runs, policy.clone()).await;
+    paid(&site, "a", "201").await.assert_run(1);
+    bank.age(Duration::from_secs(73 * 3600)).await;
+
+    let dying = Dying {
+        store: bank.store(),
+        releases: Arc::default(),
+    };
+    let layer = IdempotencyLayer::new(dying.clone(), Scope::header("x-tenant").unwrap())
+        .with_store_timeout(Duration::from_secs(1))
+        .unwrap()
+        .with_policy(policy)
+        .unwrap()
+        .transactional();
+    let routes = bank.routes(&runs).route_layer(layer);
+    let dead = Site::start(routes.with_state(Sinks::default())).await;
+    paid(&dead, "a", "201")
+        .await
+        .assert_problem(503, "store-unavailable");
+    assert!(dying.releases.load(Ordering::SeqCst) > 0);
+    assert_eq!(runs.count(), 1);
+
+    bank.age(Duration::from_secs(3600)).await;
+    paid(&site, "a", "201").await.assert_run(2);
+    assert_eq!((bank.ledger().await, bank.records().await), (2, 1));
+}
+
+#[tokio::test]
+async fn a_node_that_dies_before_a_transaction_leaves_nothing_to_hold() {
+    dies_while_it_clears_an_expired_record(Policy::critical()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_dies_before_a_transaction_leaves_nothing_to_answer() {
+    dies_while_it_clears_an_expired_record(Policy::high()).await;
+}
