@@ -173,3 +173,34 @@ async fn a_node_that_dies_before_a_transaction_leaves_nothing_to_hold() {
 async fn a_node_that_dies_before_a_transaction_leaves_nothing_to_answer() {
     dies_while_it_clears_an_expired_record(Policy::high()).await;
 }
+
+/// sqlx takes a savepoint whose beginning is cancelled for the transaction, and rolls it back.
+async fn cancels(State(cancelled): State<Arc<AtomicUsize>>, mut tx: Tx) -> StatusCode {
+    let insert = "insert into ledger (note) values ('stray')";
+    {
+        let mut begin = Box::pin(tx.begin());
+        if futures_util::poll!(&mut begin).is_ready() {
+            return StatusCode::INTERNAL_SERVER_ERROR;
+        }
+        cancelled.fetch_add(1, Ordering::SeqCst);
+    }
+    match sqlx::raw_sql(insert).execute(&mut *tx).await {
+        Ok(_) => StatusCode::CREATED,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[tokio::test]
+async fn a_write_after_a_cancelled_savepoint_is_never_committed_alone() {
+    let bank = Bank::start().await;
+    let layer = bank.layer().with_policy(policy()).unwrap();
+    let cancelled = Arc::new(AtomicUsize::new(0));
+    let routes = Router::new().route("/x", post(cancels)).layer(layer);
+    let site = Site::start(routes.with_state(cancelled.clone())).await;
+    for _ in 0..12 {
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 500);
+    }
+    assert!(cancelled.load(Ordering::SeqCst) > 0);
+    assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
+}

@@ -68,16 +68,30 @@ const UNDO: &str = "rollback to savepoint idempotency_handler";
 const LOCKED: &str = "IK001";
 const RECORDED: &str = "IK002";
 
+/// Nothing is written outside of the transaction. sqlx rolls all of it back where a handler begins a
+/// savepoint and gives up waiting (https://github.com/launchbadge/sqlx/issues/4385); what the handler
+/// writes next would be committed alone.
+const SESSION: &str = "set default_transaction_read_only = on";
+
 /// A connection that is not out of its transaction by now is of no more use.
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
     let mut server = settings.pool.connect_options().as_ref().clone();
     if settings.pgbouncer {
         server = server.statement_cache_capacity(0);
     }
+    let is_own_session = !settings.pgbouncer;
     PgPoolOptions::new()
         .max_connections(settings.max_transactions)
         .acquire_timeout(settings.statement_timeout)
         .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if is_own_session {
+                    connection.execute(SESSION).await?;
+                }
+                Ok(())
+            })
+        })
         .after_release(|connection, _| {
             let is_clean = !connection.is_in_transaction();
             Box::pin(async move { Ok(is_clean) })
@@ -106,7 +120,7 @@ pub(super) fn settings(identity: &Identity, token: Token, limit: Duration) -> St
     let (id, token) = (identity.id(), Uuid::from_bytes(*token.as_bytes()));
     let limit = limit.as_millis().clamp(1, i32::MAX as u128);
     format!(
-        "set transaction isolation level read committed;
+        "set transaction isolation level read committed, read write;
         select set_config('idempotency.attempt', '{token}', true),
             set_config('idempotency.identity', '{id}', true);
         select set_config('synchronous_commit', 'on', true)
@@ -245,8 +259,8 @@ async fn record(
 /// What an error before the commit, or of a commit that was refused, says of the transaction.
 pub(super) fn refused(error: Error) -> CommitError {
     match code(&error).as_deref() {
-        // No savepoint of ours, or no transaction to have one.
-        Some("3B001" | "25P01") => CommitError::Ended,
+        // No savepoint of ours, no transaction to have one, or one that is not ours and may not write.
+        Some("3B001" | "25P01" | "25006") => CommitError::Ended,
         _ if is_certain(&error) && !is_conflict(&error) => {
             CommitError::Aborted(StoreError::unavailable(error))
         }
