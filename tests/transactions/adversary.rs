@@ -204,3 +204,41 @@ async fn a_write_after_a_cancelled_savepoint_is_never_committed_alone() {
     assert!(cancelled.load(Ordering::SeqCst) > 0);
     assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
 }
+
+type Other = Arc<tokio::sync::Mutex<Option<Site>>>;
+
+async fn beaten(State((runs, other)): State<(Runs, Other)>, _tx: Tx) -> Response {
+    if runs.run().await == 1 {
+        // Another node cannot enter while this one runs, so a leased one of an earlier deploy does.
+        let other = other.lock().await;
+        let site = other.as_ref().unwrap();
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 201);
+        return Outcome::Conflict.into_response();
+    }
+    StatusCode::CREATED.into_response()
+}
+
+#[tokio::test]
+async fn a_rerun_that_is_answered_by_another_node_is_counted_once() {
+    let bank = Bank::start().await;
+    let policy = policy().with_operation("x").with_reruns(1);
+    let leased = IdempotencyLayer::new(bank.store(), Scope::header("x-tenant").unwrap())
+        .with_policy(policy.clone())
+        .unwrap();
+    let elsewhere = Runs::free();
+    let elsewhere = Router::new().route("/x", elsewhere.handler().layer(leased));
+    let other: Other = Arc::new(tokio::sync::Mutex::new(Some(Site::start(elsewhere).await)));
+    let runs = Runs::free();
+    let layer = bank.layer().with_policy(policy).unwrap();
+    let routes = Router::new()
+        .route("/x", post(beaten))
+        .route_layer(layer.clone())
+        .with_state((runs.clone(), other));
+    let site = Site::start(routes).await;
+    let answer = site.send(Sent::post("/x").key("a")).await;
+    assert!(answer.is_replay(), "{answer:?}");
+    let stats = layer.stats();
+    assert_eq!((stats.executed, stats.replayed), (1, 0));
+    assert_eq!(runs.count(), 1);
+}
