@@ -179,7 +179,10 @@ impl<S: TransactionalStore> Exchange<S> {
             Err(Occupant::Entering) => return Err(Refusal::Entering),
         };
         let limit = self.policy.execution_limit.unwrap_or(S::EXECUTION_LIMIT);
-        match self.guarded(|| core.store.begin(attempt, limit)).await? {
+        // The store has just answered. That no transaction is free says nothing of it, and must not
+        // keep others from their replays.
+        let begun = self.until_timeout(|| core.store.begin(attempt, limit));
+        match begun.await? {
             Begun::Open(transaction) => {
                 core.running.confirm(attempt.token);
                 Ok(Some(Entered::Open(transaction, attempt.clone(), listed)))

@@ -242,3 +242,36 @@ async fn a_rerun_that_is_answered_by_another_node_is_counted_once() {
     assert_eq!((stats.executed, stats.replayed), (1, 0));
     assert_eq!(runs.count(), 1);
 }
+
+/// All connections of transactions are taken, and the database is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_is_answered_while_handlers_take_every_transaction() {
+    let bank = Bank::start().await;
+    let store = PgStore::builder(bank.pool.clone())
+        .with_max_transactions(1)
+        .unwrap()
+        .build();
+    let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap())
+        .with_store_timeout(Duration::from_secs(1))
+        .unwrap()
+        .transactional();
+    let runs = Runs::gated();
+    let routes = bank.routes(&runs).route_layer(layer);
+    let site = Site::start(routes.with_state(Sinks::default())).await;
+    runs.let_go();
+    let first = paid(&site, "first", "201").await;
+    runs.entered().await;
+    let busy = async {
+        runs.entered().await;
+        let keys = ["b", "c", "d", "e", "f", "g", "h", "i"];
+        let full = futures_util::future::join_all(keys.map(|key| paid(&site, key, "201"))).await;
+        for answer in full {
+            assert_eq!(answer.status, 503);
+            assert_eq!(answer.headers["retry-after"], "1");
+        }
+        paid(&site, "first", "201").await.assert_replay_of(&first);
+        runs.let_go();
+    };
+    let (answer, ()) = tokio::join!(paid(&site, "a", "201"), busy);
+    answer.assert_run(2);
+}
