@@ -73,6 +73,20 @@ const RECORDED: &str = "IK002";
 /// writes next would be committed alone.
 const SESSION: &str = "set default_transaction_read_only = on";
 
+/// sqlx names the statements of a handler `sqlx_s_1` and so on, on each connection anew, also where it
+/// keeps none of them: behind a pooler another connection has left the same names in the session. A
+/// pooler that knows prepared statements gives them names of its own.
+const FORGET_STATEMENTS: &str = r"
+do $$
+declare
+    statement text;
+begin
+    for statement in select name from pg_catalog.pg_prepared_statements where name like 'sqlx\_s\_%' loop
+        execute pg_catalog.format('deallocate %I', statement);
+    end loop;
+end
+$$;";
+
 /// A connection that is not out of its transaction by now is of no more use.
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
     let mut server = settings.pool.connect_options().as_ref().clone();
@@ -102,9 +116,9 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
 /// Everything before the handler, in one round trip. It begins as the implicit transaction of a
 /// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
 /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
-fn begin(request: &ClaimRequest, limit: Duration) -> String {
+fn begin(request: &ClaimRequest, limit: Duration, pgbouncer: bool) -> String {
     let identity = &request.identity;
-    let settings = settings(identity, request.token, limit);
+    let settings = settings(identity, request.token, limit, pgbouncer);
     let (id, lock) = (identity.id(), lock_of(identity));
     format!(
         "{settings};
@@ -116,11 +130,18 @@ fn begin(request: &ClaimRequest, limit: Duration) -> String {
 
 /// What a transaction that handlers write in is like, and whose it is. Time limits of the application
 /// that are stricter stay as they are.
-pub(super) fn settings(identity: &Identity, token: Token, limit: Duration) -> String {
+pub(super) fn settings(
+    identity: &Identity,
+    token: Token,
+    limit: Duration,
+    pgbouncer: bool,
+) -> String {
     let (id, token) = (identity.id(), Uuid::from_bytes(*token.as_bytes()));
     let limit = limit.as_millis().clamp(1, i32::MAX as u128);
+    let forget = if pgbouncer { FORGET_STATEMENTS } else { "" };
     format!(
         "set transaction isolation level read committed, read write;
+        {forget}
         select set_config('idempotency.attempt', '{token}', true),
             set_config('idempotency.identity', '{id}', true);
         select set_config('synchronous_commit', 'on', true)
@@ -149,7 +170,7 @@ impl TransactionalStore for PgStore {
         limit: Duration,
     ) -> Result<Begun<Self::Transaction>, StoreError> {
         let pool = self.transactions.clone();
-        let begin = AssertSqlSafe(begin(request, limit));
+        let begin = AssertSqlSafe(begin(request, limit, self.pooled_begin.is_some()));
         // In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled
         // (https://github.com/launchbadge/sqlx/issues/4385).
         let begun = tokio::spawn(async move { pool.begin_with(begin).await });
