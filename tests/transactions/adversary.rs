@@ -275,3 +275,29 @@ async fn a_replay_is_answered_while_handlers_take_every_transaction() {
     let (answer, ()) = tokio::join!(paid(&site, "a", "201"), busy);
     answer.assert_run(2);
 }
+
+/// A savepoint is left open, and the handler fails.
+async fn forgets(mut tx: Tx) -> StatusCode {
+    std::mem::forget(tx.begin().await.unwrap());
+    StatusCode::INTERNAL_SERVER_ERROR
+}
+
+#[tokio::test]
+async fn a_shared_pool_gets_its_connection_back_out_of_the_transaction() {
+    let bank = Bank::start().await;
+    let pool = bank.database.pool(1).await;
+    let store = PgStore::builder(pool.clone())
+        .with_shared_pool(true)
+        .build();
+    let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap()).transactional();
+    let site = Site::start(Router::new().route("/x", post(forgets)).layer(layer)).await;
+    for _ in 0..3 {
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 500);
+        sqlx::raw_sql("insert into ledger (note) values ('of the application')")
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    assert_eq!(bank.ledger().await, 3);
+}

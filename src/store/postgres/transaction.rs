@@ -62,6 +62,10 @@ from attempt";
 /// would only release the innermost of them. The empty one that follows is rolled back in passing.
 pub(super) const COMMIT: &str = "commit and chain";
 
+/// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
+/// in what is left of the transaction.
+const ROLLBACK: &str = "rollback and chain";
+
 const UNDO: &str = "rollback to savepoint idempotency_handler";
 
 /// `raise` of `idempotency.enter`.
@@ -202,8 +206,8 @@ impl TransactionalStore for PgStore {
         }
     }
 
-    async fn rollback(&self, transaction: Self::Transaction) {
-        if let Err(error) = transaction.rollback().await {
+    async fn rollback(&self, mut transaction: Self::Transaction) {
+        if let Err(error) = (&mut *transaction).execute(ROLLBACK).await {
             let cause: &dyn std::error::Error = &error;
             tracing::warn!(error = cause, "cannot roll back; the server will");
         }
