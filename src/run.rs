@@ -219,14 +219,18 @@ impl<S: Store> Exchange<S> {
         }
     }
 
+    /// Once a request: what runs again may be answered in another way.
     fn count(&self, event: Event) {
-        self.counted.store(true, Ordering::Relaxed);
-        self.shared.count(event);
+        if !self.counted.swap(true, Ordering::Relaxed) {
+            self.shared.count(event);
+        }
     }
 
     /// Counts the rejection and makes an answer of it.
     fn reject(&self, rejection: Rejection) -> Response<Body> {
-        self.counted.store(true, Ordering::Relaxed);
+        if self.counted.swap(true, Ordering::Relaxed) {
+            return self.render(rejection);
+        }
         self.shared.reject(&self.policy, rejection)
     }
 

@@ -13,13 +13,20 @@ mod common;
 use std::env;
 use std::time::{Duration, SystemTime};
 
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode};
+use axum::routing::post;
+use axum::{Router, http};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::task::JoinSet;
+use tower::ServiceExt as _;
+use tower_idempotency::postgres::{Tx, TxError};
 use tower_idempotency::store::conformance::Subject;
 use tower_idempotency::store::{ClaimRequest, Completion, LeaseRenewal, Renewed, Token};
 use tower_idempotency::{
-    Envelope, Fingerprint, Identity, Lost, PgStore, References, Store, StoreError,
+    Envelope, Fingerprint, IdempotencyLayer, Identity, Lost, PgStore, References, Scope, Store,
+    StoreError,
 };
 
 use common::database::TestDatabase;
@@ -147,4 +154,82 @@ async fn with_the_option_connections_are_shared_and_nothing_fails() {
 async fn without_the_option_statements_fail() {
     let pooled = Pooled::new(false).await;
     assert!(failures(&pooled).await > 0);
+}
+
+/// Statements with arguments, prepared by sqlx, between two nested savepoints.
+async fn pay(mut tx: Tx, body: String) -> Result<(StatusCode, String), TxError> {
+    use sqlx::Connection as _;
+    let insert = "insert into ledger (note) values ($1) returning id";
+    let id: i64 = sqlx::query_scalar(insert)
+        .bind(&body)
+        .fetch_one(&mut *tx)
+        .await?;
+    let mut inner = tx.begin().await?;
+    sqlx::query("update ledger set note = note || $2 where id = $1")
+        .bind(id)
+        .bind("!")
+        .execute(&mut *inner)
+        .await?;
+    inner.commit().await?;
+    let note: String = sqlx::query_scalar("select note from ledger where id = $1")
+        .bind(id)
+        .fetch_one(&mut *tx)
+        .await?;
+    let status = match body.ends_with('9') {
+        true => StatusCode::PAYMENT_REQUIRED,
+        false => StatusCode::CREATED,
+    };
+    Ok((status, format!("{id} {note}")))
+}
+
+async fn paid(app: Router, key: String) -> (StatusCode, String) {
+    let request = Request::post("/pay").header("idempotency-key", &key);
+    let answer = app.oneshot(request.body(Body::from(key)).unwrap()).await;
+    let (parts, body) = answer.unwrap().into_parts();
+    let body = to_bytes(body, 4096).await.unwrap();
+    (parts.status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transactional_route_writes_and_answers_once() {
+    let pooled = Pooled::new(true).await;
+    let table = "create table ledger (id bigint generated always as identity, note text not null)";
+    sqlx::raw_sql(table).execute(&pooled.direct).await.unwrap();
+    let layer = IdempotencyLayer::new(pooled.store.clone(), Scope::global())
+        .with_store_timeout(Duration::from_secs(10))
+        .unwrap()
+        .transactional();
+    let app = Router::new().route("/pay", post(pay).layer(layer.clone()));
+    for round in 0..2 {
+        let mut workers = JoinSet::new();
+        for worker in 0..8 {
+            let app = app.clone();
+            workers.spawn(async move {
+                for n in 0..10 {
+                    let key = format!("{worker}-{n}");
+                    let (status, body) = paid(app.clone(), key.clone()).await;
+                    let expected = if n == 9 { 402 } else { 201 };
+                    assert_eq!(status, expected, "{body}");
+                    assert!(body.ends_with(&format!(" {key}!")), "{body}");
+                }
+            });
+        }
+        while let Some(worked) = workers.join_next().await {
+            worked.unwrap();
+        }
+        let stats = layer.stats();
+        assert_eq!((stats.executed, stats.replayed), (80, round * 80));
+    }
+    let ledger: i64 = sqlx::query_scalar("select count(*) from ledger")
+        .fetch_one(&pooled.direct)
+        .await
+        .unwrap();
+    assert_eq!(ledger, 72);
+    let open = "select count(*) from pg_stat_activity
+        where datname = current_database() and state like 'idle in transaction%'";
+    let open: i64 = sqlx::query_scalar(open)
+        .fetch_one(&pooled.direct)
+        .await
+        .unwrap();
+    assert_eq!(open, 0);
 }

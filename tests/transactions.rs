@@ -40,10 +40,14 @@ macro_rules! on_one_store {
 
 pub(crate) use on_one_store;
 
+#[path = "transactions/adversary.rs"]
+mod adversary;
 #[path = "transactions/answers.rs"]
 mod answers;
 #[path = "transactions/conflicts.rs"]
 mod conflicts;
+#[path = "transactions/cuts.rs"]
+mod cuts;
 #[path = "transactions/duplicates.rs"]
 mod duplicates;
 #[path = "transactions/handlers.rs"]

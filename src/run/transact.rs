@@ -17,7 +17,7 @@ use super::{Exchange, Reply};
 use crate::backoff::Backoff;
 use crate::body::Whole;
 use crate::extract::{IdempotencyContext, References, Standing};
-use crate::policy::{Disposition, Ending, Policy, TransactionalDisposition};
+use crate::policy::{Disposition, Ending, Lost, Policy, TransactionalDisposition};
 use crate::rejection::{Code, Rejection};
 use crate::running::{Listed, Occupant};
 use crate::stats::Event;
@@ -179,7 +179,10 @@ impl<S: TransactionalStore> Exchange<S> {
             Err(Occupant::Entering) => return Err(Refusal::Entering),
         };
         let limit = self.policy.execution_limit.unwrap_or(S::EXECUTION_LIMIT);
-        match self.guarded(|| core.store.begin(attempt, limit)).await? {
+        // The store has just answered. That no transaction is free says nothing of it, and must not
+        // keep others from their replays.
+        let begun = self.until_timeout(|| core.store.begin(attempt, limit));
+        match begun.await? {
             Begun::Open(transaction) => {
                 core.running.confirm(attempt.token);
                 Ok(Some(Entered::Open(transaction, attempt.clone(), listed)))
@@ -198,7 +201,14 @@ impl<S: TransactionalStore> Exchange<S> {
         let store = &self.shared.core.store;
         let sent = Instant::now();
         let mut unheard = false;
-        let claimed = self.try_claim(attempt, &mut unheard).await?;
+        // Nothing runs under it, so nothing is unknown where it is lost. What takes it back must never
+        // take the record of the transaction for it.
+        let claim = ClaimRequest {
+            token: Token::random()?,
+            lost: Lost::Rerun,
+            ..attempt.clone()
+        };
+        let claimed = self.try_claim(&claim, &mut unheard).await?;
         match claimed {
             Claimed::Acquired(claim) => {
                 let released = self.until_timeout(|| store.release(&claim)).await;
@@ -208,7 +218,7 @@ impl<S: TransactionalStore> Exchange<S> {
             Claimed::Abandoned(claim) => Ok(Some(Entered::Abandoned(claim, sent))),
             Claimed::Existing(existing) => {
                 if unheard {
-                    self.withdraw(attempt.claim(0, SystemTime::UNIX_EPOCH));
+                    self.withdraw(claim.claim(0, SystemTime::UNIX_EPOCH));
                 }
                 Err(Refusal::Existing(existing))
             }

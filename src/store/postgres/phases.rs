@@ -83,7 +83,8 @@ impl PhasedStore for PgStore {
         limit: Duration,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
         let pool = self.transactions.clone();
-        let settings = settings(&claim.identity, claim.token, limit);
+        let pgbouncer = self.pooled_begin.is_some();
+        let settings = settings(&claim.identity, claim.token, limit, pgbouncer);
         let begin = AssertSqlSafe(format!("{settings}; begin"));
         // In a task of its own, for the same reason as in `begin`.
         let begun = tokio::spawn(async move { pool.begin_with(begin).await });

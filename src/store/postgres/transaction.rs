@@ -62,11 +62,34 @@ from attempt";
 /// would only release the innermost of them. The empty one that follows is rolled back in passing.
 pub(super) const COMMIT: &str = "commit and chain";
 
+/// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
+/// in what is left of the transaction.
+const ROLLBACK: &str = "rollback and chain";
+
 const UNDO: &str = "rollback to savepoint idempotency_handler";
 
 /// `raise` of `idempotency.enter`.
 const LOCKED: &str = "IK001";
 const RECORDED: &str = "IK002";
+
+/// Nothing is written outside of the transaction. sqlx rolls all of it back where a handler begins a
+/// savepoint and gives up waiting (https://github.com/launchbadge/sqlx/issues/4385); what the handler
+/// writes next would be committed alone.
+const SESSION: &str = "set default_transaction_read_only = on";
+
+/// sqlx names the statements of a handler `sqlx_s_1` and so on, on each connection anew, also where it
+/// keeps none of them: behind a pooler another connection has left the same names in the session. A
+/// pooler that knows prepared statements gives them names of its own.
+const FORGET_STATEMENTS: &str = r"
+do $$
+declare
+    statement text;
+begin
+    for statement in select name from pg_catalog.pg_prepared_statements where name like 'sqlx\_s\_%' loop
+        execute pg_catalog.format('deallocate %I', statement);
+    end loop;
+end
+$$;";
 
 /// A connection that is not out of its transaction by now is of no more use.
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
@@ -74,10 +97,19 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
     if settings.pgbouncer {
         server = server.statement_cache_capacity(0);
     }
+    let is_own_session = !settings.pgbouncer;
     PgPoolOptions::new()
         .max_connections(settings.max_transactions)
         .acquire_timeout(settings.statement_timeout)
         .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if is_own_session {
+                    connection.execute(SESSION).await?;
+                }
+                Ok(())
+            })
+        })
         .after_release(|connection, _| {
             let is_clean = !connection.is_in_transaction();
             Box::pin(async move { Ok(is_clean) })
@@ -88,9 +120,9 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
 /// Everything before the handler, in one round trip. It begins as the implicit transaction of a
 /// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
 /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
-fn begin(request: &ClaimRequest, limit: Duration) -> String {
+fn begin(request: &ClaimRequest, limit: Duration, pgbouncer: bool) -> String {
     let identity = &request.identity;
-    let settings = settings(identity, request.token, limit);
+    let settings = settings(identity, request.token, limit, pgbouncer);
     let (id, lock) = (identity.id(), lock_of(identity));
     format!(
         "{settings};
@@ -102,11 +134,18 @@ fn begin(request: &ClaimRequest, limit: Duration) -> String {
 
 /// What a transaction that handlers write in is like, and whose it is. Time limits of the application
 /// that are stricter stay as they are.
-pub(super) fn settings(identity: &Identity, token: Token, limit: Duration) -> String {
+pub(super) fn settings(
+    identity: &Identity,
+    token: Token,
+    limit: Duration,
+    pgbouncer: bool,
+) -> String {
     let (id, token) = (identity.id(), Uuid::from_bytes(*token.as_bytes()));
     let limit = limit.as_millis().clamp(1, i32::MAX as u128);
+    let forget = if pgbouncer { FORGET_STATEMENTS } else { "" };
     format!(
-        "set transaction isolation level read committed;
+        "set transaction isolation level read committed, read write;
+        {forget}
         select set_config('idempotency.attempt', '{token}', true),
             set_config('idempotency.identity', '{id}', true);
         select set_config('synchronous_commit', 'on', true)
@@ -135,7 +174,7 @@ impl TransactionalStore for PgStore {
         limit: Duration,
     ) -> Result<Begun<Self::Transaction>, StoreError> {
         let pool = self.transactions.clone();
-        let begin = AssertSqlSafe(begin(request, limit));
+        let begin = AssertSqlSafe(begin(request, limit, self.pooled_begin.is_some()));
         // In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled
         // (https://github.com/launchbadge/sqlx/issues/4385).
         let begun = tokio::spawn(async move { pool.begin_with(begin).await });
@@ -167,8 +206,8 @@ impl TransactionalStore for PgStore {
         }
     }
 
-    async fn rollback(&self, transaction: Self::Transaction) {
-        if let Err(error) = transaction.rollback().await {
+    async fn rollback(&self, mut transaction: Self::Transaction) {
+        if let Err(error) = (&mut *transaction).execute(ROLLBACK).await {
             let cause: &dyn std::error::Error = &error;
             tracing::warn!(error = cause, "cannot roll back; the server will");
         }
@@ -245,8 +284,8 @@ async fn record(
 /// What an error before the commit, or of a commit that was refused, says of the transaction.
 pub(super) fn refused(error: Error) -> CommitError {
     match code(&error).as_deref() {
-        // No savepoint of ours, or no transaction to have one.
-        Some("3B001" | "25P01") => CommitError::Ended,
+        // No savepoint of ours, no transaction to have one, or one that is not ours and may not write.
+        Some("3B001" | "25P01" | "25006") => CommitError::Ended,
         _ if is_certain(&error) && !is_conflict(&error) => {
             CommitError::Aborted(StoreError::unavailable(error))
         }

@@ -1,0 +1,303 @@
+//! PostgreSQL: nodes that die and connections that are cut between two steps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use sqlx::Connection as _;
+use tower_idempotency::postgres::Tx;
+use tower_idempotency::store::{
+    Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, HeldRecord,
+    LeaseRenewal, RecordSummary, Renewed, Resolution, Swept, Token, Verdict, Within,
+};
+use tower_idempotency::{
+    Fingerprint, IdempotencyLayer, Identity, Outcome, PgStore, Policy, RecordId, References, Scope,
+    Store, StoreError, TransactionalStore,
+};
+
+use crate::bank::postgres::Bank;
+use crate::bank::{Banking, Sinks, paid};
+use crate::site::{Runs, Sent, Site, policy};
+
+/// A node that dies, or goes deaf, before it can take back a claim.
+#[derive(Clone)]
+struct Dying {
+    store: PgStore,
+    releases: Arc<AtomicUsize>,
+}
+
+impl Store for Dying {
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
+        self.store.claim(request).await
+    }
+
+    async fn complete(&self, claim: &Claim, completion: &Completion) -> Result<(), StoreError> {
+        self.store.complete(claim, completion).await
+    }
+
+    async fn release(&self, _: &Claim) -> Result<(), StoreError> {
+        self.releases.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    }
+
+    async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
+        self.store.hold(claim, references).await
+    }
+
+    async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
+        self.store.extend(leases).await
+    }
+
+    async fn lookup(
+        &self,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<Existing>, StoreError> {
+        self.store.lookup(identity, fingerprint).await
+    }
+
+    async fn resolve(
+        &self,
+        identity: &Identity,
+        token: Token,
+        resolution: &Resolution,
+    ) -> Result<(), StoreError> {
+        self.store.resolve(identity, token, resolution).await
+    }
+
+    async fn list_held(
+        &self,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<HeldRecord>, StoreError> {
+        self.store.list_held(after, limit).await
+    }
+
+    async fn inspect(&self, identity: &Identity) -> Result<Option<RecordSummary>, StoreError> {
+        self.store.inspect(identity).await
+    }
+
+    async fn find_by_reference(
+        &self,
+        within: Within<'_>,
+        kind: &str,
+        id: &str,
+        after: Option<RecordId>,
+        limit: u32,
+    ) -> Result<Vec<RecordSummary>, StoreError> {
+        let found = self.store.find_by_reference(within, kind, id, after, limit);
+        found.await
+    }
+
+    async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
+        self.store.delete_expired(limit).await
+    }
+}
+
+impl TransactionalStore for Dying {
+    type Transaction = <PgStore as TransactionalStore>::Transaction;
+
+    const EXECUTION_LIMIT: Duration = PgStore::EXECUTION_LIMIT;
+
+    async fn begin(
+        &self,
+        request: &ClaimRequest,
+        limit: Duration,
+    ) -> Result<Begun<Self::Transaction>, StoreError> {
+        self.store.begin(request, limit).await
+    }
+
+    async fn commit(
+        &self,
+        transaction: Self::Transaction,
+        request: &ClaimRequest,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        self.store.commit(transaction, request, entry).await
+    }
+
+    async fn rollback(&self, transaction: Self::Transaction) {
+        self.store.rollback(transaction).await;
+    }
+
+    async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
+        self.store.confirm(request).await
+    }
+}
+
+async fn dies_while_it_clears_an_expired_record(policy: Policy) {
+    let bank = Bank::start().await;
+    let runs = Runs::free();
+    let site = bank.open(&runs, policy.clone()).await;
+    paid(&site, "a", "201").await.assert_run(1);
+    bank.age(Duration::from_secs(73 * 3600)).await;
+
+    let dying = Dying {
+        store: bank.store(),
+        releases: Arc::default(),
+    };
+    let layer = IdempotencyLayer::new(dying.clone(), Scope::header("x-tenant").unwrap())
+        .with_store_timeout(Duration::from_secs(1))
+        .unwrap()
+        .with_policy(policy)
+        .unwrap()
+        .transactional();
+    let routes = bank.routes(&runs).route_layer(layer);
+    let dead = Site::start(routes.with_state(Sinks::default())).await;
+    paid(&dead, "a", "201")
+        .await
+        .assert_problem(503, "store-unavailable");
+    assert!(dying.releases.load(Ordering::SeqCst) > 0);
+    assert_eq!(runs.count(), 1);
+
+    bank.age(Duration::from_secs(3600)).await;
+    paid(&site, "a", "201").await.assert_run(2);
+    assert_eq!((bank.ledger().await, bank.records().await), (2, 1));
+}
+
+#[tokio::test]
+async fn a_node_that_dies_before_a_transaction_leaves_nothing_to_hold() {
+    dies_while_it_clears_an_expired_record(Policy::critical()).await;
+}
+
+#[tokio::test]
+async fn a_node_that_dies_before_a_transaction_leaves_nothing_to_answer() {
+    dies_while_it_clears_an_expired_record(Policy::high()).await;
+}
+
+/// sqlx takes a savepoint whose beginning is cancelled for the transaction, and rolls it back.
+async fn cancels(State(cancelled): State<Arc<AtomicUsize>>, mut tx: Tx) -> StatusCode {
+    let insert = "insert into ledger (note) values ('stray')";
+    {
+        let mut begin = Box::pin(tx.begin());
+        if futures_util::poll!(&mut begin).is_ready() {
+            return StatusCode::INTERNAL_SERVER_ERROR;
+        }
+        cancelled.fetch_add(1, Ordering::SeqCst);
+    }
+    match sqlx::raw_sql(insert).execute(&mut *tx).await {
+        Ok(_) => StatusCode::CREATED,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[tokio::test]
+async fn a_write_after_a_cancelled_savepoint_is_never_committed_alone() {
+    let bank = Bank::start().await;
+    let layer = bank.layer().with_policy(policy()).unwrap();
+    let cancelled = Arc::new(AtomicUsize::new(0));
+    let routes = Router::new().route("/x", post(cancels)).layer(layer);
+    let site = Site::start(routes.with_state(cancelled.clone())).await;
+    for _ in 0..12 {
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 500);
+    }
+    assert!(cancelled.load(Ordering::SeqCst) > 0);
+    assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
+}
+
+type Other = Arc<tokio::sync::Mutex<Option<Site>>>;
+
+async fn beaten(State((runs, other)): State<(Runs, Other)>, _tx: Tx) -> Response {
+    if runs.run().await == 1 {
+        // Another node cannot enter while this one runs, so a leased one of an earlier deploy does.
+        let other = other.lock().await;
+        let site = other.as_ref().unwrap();
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 201);
+        return Outcome::Conflict.into_response();
+    }
+    StatusCode::CREATED.into_response()
+}
+
+#[tokio::test]
+async fn a_rerun_that_is_answered_by_another_node_is_counted_once() {
+    let bank = Bank::start().await;
+    let policy = policy().with_operation("x").with_reruns(1);
+    let leased = IdempotencyLayer::new(bank.store(), Scope::header("x-tenant").unwrap())
+        .with_policy(policy.clone())
+        .unwrap();
+    let elsewhere = Runs::free();
+    let elsewhere = Router::new().route("/x", elsewhere.handler().layer(leased));
+    let other: Other = Arc::new(tokio::sync::Mutex::new(Some(Site::start(elsewhere).await)));
+    let runs = Runs::free();
+    let layer = bank.layer().with_policy(policy).unwrap();
+    let routes = Router::new()
+        .route("/x", post(beaten))
+        .route_layer(layer.clone())
+        .with_state((runs.clone(), other));
+    let site = Site::start(routes).await;
+    let answer = site.send(Sent::post("/x").key("a")).await;
+    assert!(answer.is_replay(), "{answer:?}");
+    let stats = layer.stats();
+    assert_eq!((stats.executed, stats.replayed), (1, 0));
+    assert_eq!(runs.count(), 1);
+}
+
+/// All connections of transactions are taken, and the database is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_is_answered_while_handlers_take_every_transaction() {
+    let bank = Bank::start().await;
+    let store = PgStore::builder(bank.pool.clone())
+        .with_max_transactions(1)
+        .unwrap()
+        .build();
+    let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap())
+        .with_store_timeout(Duration::from_secs(1))
+        .unwrap()
+        .transactional();
+    let runs = Runs::gated();
+    let routes = bank.routes(&runs).route_layer(layer);
+    let site = Site::start(routes.with_state(Sinks::default())).await;
+    runs.let_go();
+    let first = paid(&site, "first", "201").await;
+    runs.entered().await;
+    let busy = async {
+        runs.entered().await;
+        let keys = ["b", "c", "d", "e", "f", "g", "h", "i"];
+        let full = futures_util::future::join_all(keys.map(|key| paid(&site, key, "201"))).await;
+        for answer in full {
+            assert_eq!(answer.status, 503);
+            assert_eq!(answer.headers["retry-after"], "1");
+        }
+        paid(&site, "first", "201").await.assert_replay_of(&first);
+        runs.let_go();
+    };
+    let (answer, ()) = tokio::join!(paid(&site, "a", "201"), busy);
+    answer.assert_run(2);
+}
+
+/// A savepoint is left open, and the handler fails.
+async fn forgets(mut tx: Tx) -> StatusCode {
+    std::mem::forget(tx.begin().await.unwrap());
+    StatusCode::INTERNAL_SERVER_ERROR
+}
+
+#[tokio::test]
+async fn a_shared_pool_gets_its_connection_back_out_of_the_transaction() {
+    let bank = Bank::start().await;
+    let pool = bank.database.pool(1).await;
+    let store = PgStore::builder(pool.clone())
+        .with_shared_pool(true)
+        .build();
+    let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap()).transactional();
+    let site = Site::start(Router::new().route("/x", post(forgets)).layer(layer)).await;
+    for _ in 0..3 {
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 500);
+        sqlx::raw_sql("insert into ledger (note) values ('of the application')")
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    assert_eq!(bank.ledger().await, 3);
+}
