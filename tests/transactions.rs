@@ -40,8 +40,8 @@ macro_rules! on_one_store {
 
 pub(crate) use on_one_store;
 
-#[path = "transactions/adversary.rs"]
-mod adversary;
+#[path = "transactions/hardening.rs"]
+mod hardening;
 #[path = "transactions/answers.rs"]
 mod answers;
 #[path = "transactions/conflicts.rs"]
