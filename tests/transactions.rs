@@ -42,6 +42,8 @@ pub(crate) use on_one_store;
 
 #[path = "transactions/answers.rs"]
 mod answers;
+#[path = "transactions/cancelled.rs"]
+mod cancelled;
 #[path = "transactions/conflicts.rs"]
 mod conflicts;
 #[path = "transactions/duplicates.rs"]
