@@ -179,7 +179,12 @@ impl<S: TransactionalStore> Exchange<S> {
             Err(Occupant::Entering) => return Err(Refusal::Entering),
         };
         let limit = self.policy.execution_limit.unwrap_or(S::EXECUTION_LIMIT);
-        match self.guarded(|| core.store.begin(attempt, limit)).await? {
+        // Past the breaker: that all transactions are taken does not say that the store is down, and
+        // an answer on record needs none.
+        match self
+            .until_timeout(|| core.store.begin(attempt, limit))
+            .await?
+        {
             Begun::Open(transaction) => {
                 core.running.confirm(attempt.token);
                 Ok(Some(Entered::Open(transaction, attempt.clone(), listed)))
