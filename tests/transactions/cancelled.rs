@@ -5,11 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use tower::ServiceExt as _;
-use tower_idempotency::Detached;
+use tower_idempotency::store::{Begun, ClaimRequest, Completion, Entry, Token, Verdict, Writes};
+use tower_idempotency::{
+    Detached, Envelope, Fingerprint, Identity, Lost, References, TransactionalStore as _,
+};
 
 use crate::bank::postgres::Bank;
 use crate::bank::{Banking, Sinks};
@@ -175,5 +179,83 @@ async fn b08_a_request_whose_task_ends_at_any_point_holds() {
             is_cut
         };
         holds_after_each_cut(&bank, layer, send).await;
+    }
+}
+
+on_both_stores!(a_commit_that_is_cancelled_at_any_point_is_what_its_confirmation_says);
+
+/// A record that appears after its transaction was said to be rolled back would be an effect that
+/// nobody expects.
+async fn a_commit_that_is_cancelled_at_any_point_is_what_its_confirmation_says(bank: impl Banking) {
+    let store = bank.store();
+    let (mut committed, mut rolled_back) = (0, 0);
+    for round in 0..60 {
+        let request = claim_request(&format!("key-{round}"));
+        let limit = Duration::from_secs(60);
+        let begin = async || store.begin(&request, limit).await.unwrap();
+        let Begun::Open(transaction) = begin().await else {
+            panic!("nobody has it");
+        };
+        let entry = entry();
+        let commit = Cut {
+            future: Some(Box::pin(store.commit(transaction, &request, &entry))),
+            polls: 1 + round % 6,
+            late: false,
+        };
+        let done = commit.await;
+        let mut verdict = store.confirm(&request).await;
+        eventually("it is known", async || {
+            if verdict.is_err() {
+                verdict = store.confirm(&request).await;
+            }
+            verdict.is_ok()
+        })
+        .await;
+        let verdict = verdict.unwrap();
+        let mut after = begin().await;
+        eventually("it is over", async || {
+            if matches!(after, Begun::Locked) {
+                after = begin().await;
+            }
+            !matches!(after, Begun::Locked)
+        })
+        .await;
+        match (verdict, after) {
+            (Verdict::Committed(_), Begun::Recorded) => committed += usize::from(done.is_none()),
+            (Verdict::RolledBack, Begun::Open(transaction)) => {
+                assert!(done.is_none(), "it was acknowledged");
+                rolled_back += 1;
+                store.rollback(transaction).await;
+            }
+            (verdict, _) => panic!(
+                "it is otherwise, after {} polls: {verdict:?}",
+                1 + round % 6
+            ),
+        }
+    }
+    println!("cancelled: {committed} committed, {rolled_back} rolled back");
+    assert!(rolled_back > 0, "nothing was cancelled");
+}
+
+fn claim_request(key: &str) -> ClaimRequest {
+    ClaimRequest {
+        identity: Identity::new("acme", "POST /pay", key),
+        fingerprint: Fingerprint::of_bytes(b"request"),
+        token: Token::random().unwrap(),
+        lost: Lost::Hold,
+        lease: Duration::from_secs(30),
+        ttl: Duration::from_secs(3600),
+    }
+}
+
+fn entry() -> Entry {
+    let answer = axum::http::Response::new(bytes::Bytes::from("paid"));
+    Entry {
+        writes: Writes::Keep,
+        held: false,
+        completion: Completion {
+            answer: Envelope::new(answer),
+            references: References::default(),
+        },
     }
 }
