@@ -148,11 +148,11 @@ async fn c04_on_sqlite_others_are_refused_while_the_writer_is_stopped_and_then_r
     let settings = settings(&database).with(|s| s.store_timeout = Some(500));
     let subject = SUBJECT.start(&settings).await;
     let other = SUBJECT.start(&settings).await;
-    subject.arm("before_commit", "pause").await;
+    subject.arm("handler_mid", "pause").await;
     let pay = Pay::new("");
     let mut connection = pay.begin_on(subject.port).await.unwrap();
     let client = tokio::spawn(async move { connection.answer().await.unwrap() });
-    subject.has_reached("before_commit", 1).await;
+    subject.has_reached("handler_mid", 1).await;
     subject.stop().await;
     for _ in 0..3 {
         let sent = Instant::now();
@@ -165,7 +165,7 @@ async fn c04_on_sqlite_others_are_refused_while_the_writer_is_stopped_and_then_r
         );
     }
     subject.go_on();
-    subject.arm("before_commit", "pass").await;
+    subject.arm("handler_mid", "pass").await;
     let first = client.await.unwrap();
     took_effect_once(&database, &subject, &pay, &first).await;
     assert_replays(&settled(&pay, &other).await, &first);
