@@ -8,9 +8,12 @@ use faults::database::Database;
 use faults::ledger::Ledger;
 use faults::proxy::{Action, Proxy, reply};
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use tower_idempotency::store::{Begun, Claim, ClaimRequest, Claimed, Token};
+use tower_idempotency::store::{
+    Begun, Claim, ClaimRequest, Claimed, Completion, Entry, Token, Writes,
+};
 use tower_idempotency::{
-    Fingerprint, Identity, Lost, PgStore, PgStoreBuilder, Store as _, TransactionalStore,
+    Envelope, Fingerprint, Identity, Lost, PgStore, PgStoreBuilder, References, Store as _,
+    TransactionalStore,
 };
 
 use faults::random::fresh_key;
@@ -195,4 +198,31 @@ async fn a_store_that_shares_a_pool_loses_claims_to_a_begin_that_its_application
     let lost = claim(&store).await;
     assert_eq!(lost.attempt, 1);
     assert_eq!(place.records().await, 0);
+}
+
+/// A transaction of the store commits the one that it fell into, effect and record together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transactional_route_on_a_shared_pool_commits_the_transaction_that_it_fell_into() {
+    let place = Place::new().await;
+    let store = place.store(|builder| builder.with_shared_pool(true));
+    let pool = place.pool.clone();
+    place
+        .cancel_at_begin("begin", async move { pool.begin().await })
+        .await;
+    let request = request();
+    let begun = store.begin(&request, SECOND * 60).await.unwrap();
+    let Begun::Open(transaction) = begun else {
+        panic!("nobody has it");
+    };
+    let entry = Entry {
+        writes: Writes::Keep,
+        held: false,
+        completion: Completion {
+            answer: Envelope::new(http::Response::new("paid".into())),
+            references: References::default(),
+        },
+    };
+    store.commit(transaction, &request, &entry).await.unwrap();
+    assert_eq!(place.records().await, 1);
+    assert!(!place.is_poisoned().await);
 }

@@ -1,11 +1,14 @@
 //! One statement of a transaction fails on its way, or its client goes away meanwhile.
 
+use std::time::{Duration, Instant};
+
 use faults::client::{Answer, Pay};
 use faults::cluster::Cluster;
 use faults::database::Database;
 use faults::ledger::Ledger;
 use faults::process::Subject;
 use faults::proxy::{Action, Close, Proxy, reply, request};
+use faults::settings::Settings;
 use futures_util::future::join_all;
 
 use super::{
@@ -57,6 +60,52 @@ async fn b04_a_client_that_leaves_during_begin_poisons_no_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b05_a_client_that_leaves_during_commit_finds_its_answer_later() {
     client_leaves_during(COMMIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b04_a_begin_that_is_heard_of_too_late_is_a_503_and_its_transaction_is_rolled_back() {
+    let database = Database::postgres().await;
+    let proxy = Proxy::start(&database.url).await;
+    let subject = behind(&proxy, &database, |s| s.store_timeout = Some(500)).await;
+    let held = proxy.on(reply(BEGIN)).does(Action::Hold);
+    let pay = Pay::new("");
+    let answer = pay.send(subject.port).await.unwrap();
+    assert_code(&answer, "store-unavailable");
+    assert_eq!(held.fired(), 1);
+    assert_eq!(database.open_transactions().await, 1);
+    held.release();
+    runs_afresh(&database, &subject, &pay).await;
+    assert_eq!(subject.runs().await, 1);
+    begins_are_clean(&proxy.traffic());
+}
+
+/// The server ends it when it has idled for the execution limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b04_a_begin_that_is_never_heard_of_is_a_503_and_holds_its_key_for_the_execution_limit() {
+    let database = Database::postgres().await;
+    let proxy = Proxy::start(&database.url).await;
+    let change = |s: &mut Settings| {
+        s.store_timeout = Some(500);
+        s.execution_limit = Some(1500);
+    };
+    let subject = behind(&proxy, &database, change).await;
+    let lost = proxy.on(reply(BEGIN));
+    let lost = lost.does(Action::Blackhole { server_open: true });
+    let pay = Pay::new("");
+    let answer = pay.send(subject.port).await.unwrap();
+    assert_code(&answer, "store-unavailable");
+    assert_eq!(lost.fired(), 1);
+    let again = pay.send(subject.port).await.unwrap();
+    assert_code(&again, "request-in-progress");
+    assert_eq!(database.open_transactions().await, 1);
+    let since = Instant::now();
+    runs_afresh(&database, &subject, &pay).await;
+    assert!(
+        since.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        since.elapsed()
+    );
+    assert_eq!(subject.runs().await, 1);
 }
 
 /// A request that met a fault.
