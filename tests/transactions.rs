@@ -40,10 +40,10 @@ macro_rules! on_one_store {
 
 pub(crate) use on_one_store;
 
-#[path = "transactions/hardening.rs"]
-mod hardening;
 #[path = "transactions/answers.rs"]
 mod answers;
+#[path = "transactions/cancelled.rs"]
+mod cancelled;
 #[path = "transactions/conflicts.rs"]
 mod conflicts;
 #[path = "transactions/cuts.rs"]
@@ -52,6 +52,8 @@ mod cuts;
 mod duplicates;
 #[path = "transactions/handlers.rs"]
 mod handlers;
+#[path = "transactions/hardening.rs"]
+mod hardening;
 #[path = "transactions/references.rs"]
 mod references;
 #[path = "transactions/statements.rs"]

@@ -282,7 +282,8 @@ impl<S: TransactionalStore> Exchange<S> {
         }
     }
 
-    /// Until it is known whether it is committed, or the settle timeout is over.
+    /// Until it is known whether it is committed, or the settle timeout is over. Of a connection that
+    /// went silent nothing will be heard: after the store timeout, another one is asked.
     async fn commit(
         &self,
         attempt: &ClaimRequest,
@@ -291,8 +292,9 @@ impl<S: TransactionalStore> Exchange<S> {
     ) -> Result<SystemTime, CommitError> {
         let store = &self.shared.core.store;
         let deadline = tokio::time::Instant::now() + self.policy.settle_timeout;
+        let patience = || deadline.min(tokio::time::Instant::now() + self.shared.store_timeout);
         let commit = store.commit(transaction, attempt, entry);
-        let mut unknown = match tokio::time::timeout_at(deadline, commit).await {
+        let mut unknown = match tokio::time::timeout_at(patience(), commit).await {
             Ok(Err(CommitError::Unknown(error))) => error,
             Ok(known) => return known,
             Err(elapsed) => StoreError::unavailable(elapsed),
@@ -300,7 +302,7 @@ impl<S: TransactionalStore> Exchange<S> {
         self.warn_unacknowledged(&unknown);
         let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(250));
         while tokio::time::Instant::now() < deadline {
-            let confirmed = tokio::time::timeout_at(deadline, store.confirm(attempt)).await;
+            let confirmed = tokio::time::timeout_at(patience(), store.confirm(attempt)).await;
             match confirmed {
                 Ok(Ok(Verdict::Committed(expires_at))) => return Ok(expires_at),
                 Ok(Ok(Verdict::Recorded)) => return Err(CommitError::Recorded),

@@ -111,8 +111,10 @@ impl TransactionalStore for SqliteStore {
         }
     }
 
-    /// There is no other end that could still be committing.
+    /// The connection of a commit that was cancelled may still be committing: it is free again when
+    /// that is over.
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
+        drop(self.transactions.acquire().await.map_err(lent::error)?);
         Ok(match self.select(&request.identity).await? {
             Some(row) if row.token == request.token && row.state != State::Running => {
                 Verdict::Committed(row.expires_at)

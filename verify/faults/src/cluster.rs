@@ -16,6 +16,8 @@ pub struct Cluster {
     directory: PathBuf,
     port: u16,
     password: String,
+    /// Whether it waits for its disk; a crash of the server alone loses nothing without.
+    syncs: bool,
     /// Waits for the end of its standard input, and then cleans up.
     janitor: Child,
 }
@@ -34,13 +36,26 @@ rm -rf "$1"
 "#;
 
 impl Cluster {
-    /// Creates and starts a server.
+    /// Creates and starts a server that does not wait for its disk.
     ///
     /// # Panics
     ///
     /// Without the programs of a server: `TEST_PG_BIN`, or Debian's place for them.
     pub async fn start() -> Self {
-        let cluster = tokio::task::spawn_blocking(Self::create).await;
+        Self::start_as(false).await
+    }
+
+    /// Creates and starts a server that waits for its disk, to measure it.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start) does.
+    pub async fn start_durable() -> Self {
+        Self::start_as(true).await
+    }
+
+    async fn start_as(syncs: bool) -> Self {
+        let cluster = tokio::task::spawn_blocking(move || Self::create(syncs)).await;
         let mut cluster = cluster.expect("creating does not panic");
         for _ in 0..5 {
             if cluster.try_boot() {
@@ -51,7 +66,7 @@ impl Cluster {
         panic!("the server does not start: {}", cluster.log());
     }
 
-    fn create() -> Self {
+    fn create(syncs: bool) -> Self {
         let directory = std::env::temp_dir().join(format!("faults-{}", fresh_key()));
         std::fs::create_dir(&directory).expect("the temporary directory is writable");
         let janitor = Command::new("sh")
@@ -65,6 +80,7 @@ impl Cluster {
             directory,
             port: free_port(),
             password: fresh_key(),
+            syncs,
             janitor,
         };
         let secret = cluster.directory.join("password");
@@ -148,8 +164,8 @@ impl Cluster {
     fn try_boot(&self) -> bool {
         let options = format!(
             "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
-             -c max_connections=200 -c fsync=off",
-            self.port
+             -c max_connections=200 -c fsync={}",
+            self.port, self.syncs
         );
         let status = self
             .program("pg_ctl")

@@ -137,6 +137,69 @@ impl Database {
         .await;
     }
 
+    /// How many effects a key has, which are none where it has no answer on record. On a transactional
+    /// route the two are written in one transaction, whose id they carry.
+    ///
+    /// # Panics
+    ///
+    /// When they are not.
+    pub async fn effects(&self, key: &str) -> usize {
+        let runs = self.runs(key).await.len();
+        let recorded = self.state(key).await.is_some();
+        assert_eq!(runs > 0, recorded, "{runs} effects, on record: {recorded}");
+        assert_eq!(self.unpaired().await, 0, "effects without their record");
+        runs
+    }
+
+    /// Effects and records that are not of one transaction, of all keys.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be asked.
+    pub async fn unpaired(&self) -> i64 {
+        const POSTGRES: &str = "
+            select count(*) from (select scope, key, xid, xmin as id from ledger) as effect
+            full join (select scope, key, xmin as id from idempotency.record) as record
+                on record.scope = effect.scope and record.key = effect.key
+            where effect.id is distinct from record.id
+                or pg_xact_status(effect.xid::xid8) is distinct from 'committed'";
+        const SQLITE: &str = "
+            select count(*) from ledger full join idempotency_record as record
+                on record.scope = ledger.scope and record.key = ledger.key
+            where ledger.key is null or record.key is null";
+        let unpaired = match &self.ledger {
+            Ledger::Postgres(pool) => sqlx::query_scalar(POSTGRES).fetch_one(pool).await,
+            Ledger::Sqlite(pool) => sqlx::query_scalar(SQLITE).fetch_one(pool).await,
+        };
+        unpaired.expect("effects and records can be compared")
+    }
+
+    /// How many transactions are open and wait for their client, on PostgreSQL.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be asked.
+    pub async fn open_transactions(&self) -> i64 {
+        const OPEN: &str = "
+            select count(*) from pg_stat_activity
+            where datname = current_database() and state like 'idle in transaction%'";
+        match &self.ledger {
+            Ledger::Postgres(pool) => {
+                let open = sqlx::query_scalar(OPEN).fetch_one(pool).await;
+                open.expect("the server can be asked")
+            }
+            Ledger::Sqlite(_) => 0,
+        }
+    }
+
+    /// Waits until no transaction is open any more.
+    pub async fn is_clean(&self) {
+        until("all transactions to be over", async || {
+            (self.open_transactions().await == 0).then_some(())
+        })
+        .await;
+    }
+
     /// All held records, as an operator sees them.
     ///
     /// # Panics

@@ -1,20 +1,24 @@
 //! Named points of a subject at which a test ends it, or makes it wait.
 //!
 //! `before_claim`, `after_claim`, `before_commit` and `after_commit` are around the calls of the store
-//! ([`Failing`]), which is all that the layer does between the steps that a crash can part;
+//! ([`Failing`]), which is all that the layer does between the steps that a crash can part; where the
+//! route is transactional, `before_begin` and `after_begin` are in the place of the first two.
 //! `handler_mid` is in the handler, after its write, and `body_chunk` between two pieces of the answer on
 //! their way to the socket. So the crate itself needs no such points, and has none.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use tokio::sync::watch;
 use tower_idempotency::store::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
-    Renewed, Resolution, Swept, Token, Within,
+    Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, HeldRecord,
+    LeaseRenewal, RecordSummary, Renewed, Resolution, Swept, Token, Verdict, Within,
 };
-use tower_idempotency::{Fingerprint, Identity, RecordId, References, Store, StoreError};
+use tower_idempotency::{
+    Fingerprint, Identity, RecordId, References, Store, StoreError, TransactionalStore,
+};
 
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -172,5 +176,44 @@ impl<S: Store> Store for Failing<S> {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.store.delete_expired(limit).await
+    }
+}
+
+impl<S: TransactionalStore> TransactionalStore for Failing<S> {
+    type Transaction = S::Transaction;
+
+    const EXECUTION_LIMIT: Duration = S::EXECUTION_LIMIT;
+
+    async fn begin(
+        &self,
+        request: &ClaimRequest,
+        limit: Duration,
+    ) -> Result<Begun<Self::Transaction>, StoreError> {
+        self.failpoints.reach("before_begin").await;
+        let begun = self.store.begin(request, limit).await?;
+        if matches!(begun, Begun::Open(_)) {
+            self.failpoints.reach("after_begin").await;
+        }
+        Ok(begun)
+    }
+
+    async fn commit(
+        &self,
+        transaction: Self::Transaction,
+        request: &ClaimRequest,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        self.failpoints.reach("before_commit").await;
+        let expires_at = self.store.commit(transaction, request, entry).await?;
+        self.failpoints.reach("after_commit").await;
+        Ok(expires_at)
+    }
+
+    async fn rollback(&self, transaction: Self::Transaction) {
+        self.store.rollback(transaction).await;
+    }
+
+    async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
+        self.store.confirm(request).await
     }
 }

@@ -1,8 +1,10 @@
 //! What the handlers did: the oracle of every test, written past the layer.
 
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+};
 use sqlx::{Error, Row as _};
 use std::time::Duration;
 
@@ -15,11 +17,21 @@ create table if not exists ledger (
     pid integer not null,
     body text not null,
     started_at text not null default current_timestamp,
-    finished integer not null default 0
+    finished integer not null default 0,
+    xid text
 )";
 
 const BEGIN: &str = "
 insert into ledger (execution, scope, key, attempt, pid, body) values ($1, $2, $3, $4, $5, $6)";
+
+/// In a transaction that is not committed yet, the run counts as finished.
+const WRITE: &str = "
+insert into ledger (execution, scope, key, attempt, pid, body, finished, xid)
+values ($1, $2, $3, $4, $5, $6, 1, pg_current_xact_id()::text)";
+
+const WRITE_SQLITE: &str = "
+insert into ledger (execution, scope, key, attempt, pid, body, finished)
+values ($1, $2, $3, $4, $5, $6, 1)";
 
 const FINISH: &str = "update ledger set finished = 1 where execution = $1";
 
@@ -55,6 +67,39 @@ pub enum Ledger {
     Postgres(PgPool),
     /// In a SQLite file.
     Sqlite(SqlitePool),
+}
+
+/// A connection with a transaction, in which a run is noted together with its record.
+pub trait Write: Send {
+    /// Notes a run.
+    fn write(&mut self, entry: &Entry) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+macro_rules! insert {
+    ($executor:expr, $sql:expr, $entry:expr) => {
+        sqlx::query($sql)
+            .bind(&$entry.execution)
+            .bind(&$entry.scope)
+            .bind(&$entry.key)
+            .bind($entry.attempt)
+            .bind($entry.pid)
+            .bind(&$entry.body)
+            .execute($executor)
+            .await
+            .map(drop)
+    };
+}
+
+impl Write for PgConnection {
+    async fn write(&mut self, entry: &Entry) -> Result<(), Error> {
+        insert!(self, WRITE, entry)
+    }
+}
+
+impl Write for SqliteConnection {
+    async fn write(&mut self, entry: &Entry) -> Result<(), Error> {
+        insert!(self, WRITE_SQLITE, entry)
+    }
 }
 
 impl Ledger {
@@ -107,23 +152,9 @@ impl Ledger {
     ///
     /// The database's.
     pub async fn begin(&self, entry: &Entry) -> Result<(), Error> {
-        macro_rules! insert {
-            ($pool:expr) => {
-                sqlx::query(BEGIN)
-                    .bind(&entry.execution)
-                    .bind(&entry.scope)
-                    .bind(&entry.key)
-                    .bind(entry.attempt)
-                    .bind(entry.pid)
-                    .bind(&entry.body)
-                    .execute($pool)
-                    .await
-                    .map(drop)
-            };
-        }
         match self {
-            Self::Postgres(pool) => insert!(pool),
-            Self::Sqlite(pool) => insert!(pool),
+            Self::Postgres(pool) => insert!(pool, BEGIN, entry),
+            Self::Sqlite(pool) => insert!(pool, BEGIN, entry),
         }
     }
 

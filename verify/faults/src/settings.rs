@@ -12,6 +12,12 @@ pub struct Settings {
     pub ledger: String,
     /// `critical`, `high`, `medium` or `low`.
     pub risk: String,
+    /// Whether the handler writes in one transaction with its record, and so into `store`.
+    pub transactional: bool,
+    /// The most transactions of handlers that are open at once, on PostgreSQL.
+    pub max_transactions: Option<u32>,
+    /// How often a transaction that met a conflict is run again.
+    pub reruns: u32,
     /// Whether to create the schema first; a store that never answers would keep it from starting.
     pub migrate: bool,
     /// Lease of a claim.
@@ -40,6 +46,9 @@ impl Settings {
             store: store.into(),
             ledger: store.into(),
             risk: risk.into(),
+            transactional: false,
+            max_transactions: None,
+            reruns: 0,
             migrate: true,
             lease: None,
             execution_limit: None,

@@ -1,4 +1,4 @@
-//! An axum server with the layer on `POST /pay`.
+//! An axum server with the layer on `POST /pay`: leased, or transactional.
 //!
 //! `GET /runs` counts the runs of the handler in this process, `GET /stats` is the layer's own
 //! count, `GET /ledger/{scope}/{key}` shows the ledger, `POST /shutdown` does what SIGTERM does,
@@ -10,6 +10,7 @@
 
 use std::error::Error;
 use std::io::Read as _;
+use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::middleware::map_response_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -29,13 +30,15 @@ use sqlx::sqlite::SqlitePoolOptions;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tower_idempotency::postgres::TxError;
+use tower_idempotency::store::Tx;
 use tower_idempotency::{
     Duplicates, IdempotencyContext, IdempotencyLayer, PgStore, Policy, Scope, SqliteStore, Store,
-    Sweeper,
+    Sweeper, TransactionalStore,
 };
 
 use crate::failpoint::{Action, Failing, Failpoints};
-use crate::ledger::{Entry, Ledger, sqlite_options};
+use crate::ledger::{Entry, Ledger, Write, sqlite_options};
 use crate::random::fresh_key;
 use crate::settings::Settings;
 
@@ -73,7 +76,11 @@ pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
         }
         None => {
             let pool = PgPoolOptions::new().connect_lazy(&settings.store)?;
-            let store = PgStore::new(pool);
+            let mut store = PgStore::builder(pool);
+            if let Some(most) = settings.max_transactions {
+                store = store.with_max_transactions(most)?;
+            }
+            let store = store.build();
             if settings.migrate {
                 store.migrate().await?;
             }
@@ -91,7 +98,11 @@ fn end_with_parent() {
     });
 }
 
-async fn serve<S: Store + Clone>(settings: Settings, store: S) -> Result<(), Box<dyn Error>> {
+async fn serve<S>(settings: Settings, store: S) -> Result<(), Box<dyn Error>>
+where
+    S: TransactionalStore + Clone,
+    S::Transaction: DerefMut<Target: Write>,
+{
     let ledger = Ledger::open(&settings.ledger).await?;
     ledger.create().await?;
     if let Some(interval) = settings.sweep {
@@ -115,7 +126,12 @@ async fn serve<S: Store + Clone>(settings: Settings, store: S) -> Result<(), Box
         asked.await;
         stopping.send_replace(true);
     };
-    let router = router(app, layer.clone());
+    let pay = if settings.transactional {
+        post(pay_in_transaction::<S::Transaction>).layer(layer.clone().transactional())
+    } else {
+        post(pay).layer(layer.clone())
+    };
+    let router = router(app, pay, layer.clone());
     let server = tokio::spawn(
         axum::serve(listener, router)
             .with_graceful_shutdown(stopped)
@@ -183,6 +199,7 @@ fn layer<S: Store>(settings: &Settings, store: S) -> Result<IdempotencyLayer<S>,
     if let Some(deadline) = settings.body_deadline {
         policy = policy.with_body_deadline(ms(deadline));
     }
+    policy = policy.with_reruns(settings.reruns);
     if let Some(wait) = settings.wait {
         policy = policy.with_duplicates(Duplicates::Wait(ms(wait)));
     }
@@ -193,10 +210,9 @@ fn layer<S: Store>(settings: &Settings, store: S) -> Result<IdempotencyLayer<S>,
     Ok(layer)
 }
 
-fn router<S: Store>(app: App, layer: IdempotencyLayer<S>) -> Router {
-    let counted = layer.clone();
+fn router<S: Store>(app: App, pay: MethodRouter<App>, counted: IdempotencyLayer<S>) -> Router {
     Router::new()
-        .route("/pay", post(pay).layer(layer))
+        .route("/pay", pay)
         // Outside of the layer: on the way to the socket.
         .layer(map_response_with_state(app.clone(), in_pieces))
         .route("/failpoints/{name}/{action}", post(arm))
@@ -294,6 +310,22 @@ impl Behaviour {
         }
         behaviour
     }
+
+    /// What the handler does between its write and its answer.
+    async fn act(&self) {
+        if self.hang {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(self.delay)).await;
+        while let Some(gate) = &self.gate
+            && !std::path::Path::new(gate).exists()
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if self.panic {
+            std::panic::resume_unwind(Box::new("asked to"));
+        }
+    }
 }
 
 async fn pay(
@@ -310,18 +342,7 @@ async fn pay(
         return (StatusCode::INTERNAL_SERVER_ERROR, "ledger").into_response();
     }
     app.failpoints.reach("handler_mid").await;
-    if behaviour.hang {
-        std::future::pending::<()>().await;
-    }
-    tokio::time::sleep(Duration::from_millis(behaviour.delay)).await;
-    while let Some(gate) = &behaviour.gate
-        && !std::path::Path::new(gate).exists()
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    if behaviour.panic {
-        std::panic::resume_unwind(Box::new("asked to"));
-    }
+    behaviour.act().await;
     if behaviour.careful && !context.is_some_and(|context| context.is_current()) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
@@ -329,6 +350,26 @@ async fn pay(
         tracing::error!(%error, "cannot finish in the ledger");
     }
     answer(&entry, &behaviour)
+}
+
+/// What it writes into the ledger is there with the record, or not at all.
+async fn pay_in_transaction<T>(
+    State(app): State<App>,
+    mut tx: Tx<T>,
+    headers: HeaderMap,
+    context: IdempotencyContext,
+    body: Bytes,
+) -> Result<Response, TxError>
+where
+    T: DerefMut<Target: Write> + Send + 'static,
+{
+    app.runs.fetch_add(1, Ordering::SeqCst);
+    let behaviour = Behaviour::read(&headers);
+    let entry = entry(Some(&context), &body);
+    tx.write(&entry).await?;
+    app.failpoints.reach("handler_mid").await;
+    behaviour.act().await;
+    Ok(answer(&entry, &behaviour))
 }
 
 fn entry(context: Option<&IdempotencyContext>, body: &Bytes) -> Entry {

@@ -24,7 +24,7 @@ fn settings(database: &Database, risk: &str) -> Settings {
 }
 
 /// Sends a request that ends its process at a failpoint, and starts another.
-async fn crash_at(failpoint: &str, pay: &Pay, settings: &Settings) -> Subject {
+pub(crate) async fn crash_at(failpoint: &str, pay: &Pay, settings: &Settings) -> Subject {
     let subject = SUBJECT.start(settings).await;
     subject.arm(failpoint, "abort").await;
     let error = pay.send(subject.port).await.unwrap_err();
@@ -126,7 +126,11 @@ async fn a06_after_a_crash_in_the_middle_of_the_answer_a_retry_replays_all_of_it
 }
 
 /// The answer of the run in the ledger, from the record.
-async fn replays_the_one_run(database: &Database, subject: &Subject, pay: &Pay) -> Answer {
+pub(crate) async fn replays_the_one_run(
+    database: &Database,
+    subject: &Subject,
+    pay: &Pay,
+) -> Answer {
     let replay = pay.send(subject.port).await.unwrap();
     assert_eq!(replay.status, 201, "{}", replay.text());
     assert!(replay.is_replayed());

@@ -16,7 +16,7 @@ use tower_idempotency::store::Resolution;
 use crate::{SUBJECT, assert_code, assert_replays, on_every_store, warm};
 
 /// Requests under way at once when the process is killed.
-const AT_ONCE: usize = 5;
+pub(crate) const AT_ONCE: usize = 5;
 
 on_every_store! {
     a07_under_critical_a_kill_at_any_moment_never_runs_twice_and_leaves_no_key_stuck,
@@ -127,9 +127,9 @@ async fn a07_under_medium_a_kill_at_any_moment_leaves_no_key_stuck(database: Dat
 }
 
 /// A request, and its answer if there was one before the kill.
-struct Sent {
-    pay: Pay,
-    answer: Option<Answer>,
+pub(crate) struct Sent {
+    pub(crate) pay: Pay,
+    pub(crate) answer: Option<Answer>,
 }
 
 /// Kills a subject over and over while it is at work.
@@ -161,7 +161,7 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
 }
 
 /// Sends a few requests, and kills the process before they can all be through.
-async fn kill_while_at_work(subject: Subject, random: &mut Random) -> Vec<Sent> {
+pub(crate) async fn kill_while_at_work(subject: Subject, random: &mut Random) -> Vec<Sent> {
     let port = subject.port;
     let pays = (0..AT_ONCE).map(|_| Pay::new(&format!("delay={}", random.below(60))));
     let running = pays.map(|pay| {
@@ -197,7 +197,7 @@ async fn moment(database: &Database, pay: &Pay, answer: Option<&Answer>) -> &'st
 }
 
 /// No key may be stuck: one lease later, there is something else to say than that it runs.
-async fn retry_until_settled(subject: &Subject, pay: &Pay) -> Answer {
+pub(crate) async fn retry_until_settled(subject: &Subject, pay: &Pay) -> Answer {
     let deadline = Instant::now() + Duration::from_secs(6);
     loop {
         let answer = pay.send(subject.port).await.unwrap();
@@ -209,7 +209,7 @@ async fn retry_until_settled(subject: &Subject, pay: &Pay) -> Answer {
     }
 }
 
-async fn replays(subject: &Subject, pay: &Pay, settled: &Answer) {
+pub(crate) async fn replays(subject: &Subject, pay: &Pay, settled: &Answer) {
     let replay = pay.send(subject.port).await.unwrap();
     assert_replays(&replay, settled);
     let other = pay.with_body("{}").send(subject.port).await.unwrap();

@@ -12,6 +12,7 @@
 mod crashes;
 mod disconnects;
 mod duplicates;
+mod hazard;
 mod kills;
 mod leases;
 mod limits;
@@ -19,6 +20,7 @@ mod locks;
 mod outages;
 mod proxy;
 mod shutdown;
+mod transactions;
 mod wire;
 mod zombies;
 
