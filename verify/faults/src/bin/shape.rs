@@ -1,5 +1,10 @@
 //! Prints what a request costs, transactional, leased, and with the handler's transaction alone: one
 //! line a figure. `shape [ROUNDS]`, on a server of its own that waits for its disk.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a measurement that cannot be made ends by a panic"
+)]
 
 use std::time::{Duration, Instant};
 
