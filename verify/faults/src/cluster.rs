@@ -1,10 +1,12 @@
 //! A PostgreSQL server of a test's own, to be stopped, crashed and frozen.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::random::fresh_key;
+use crate::random::{Random, fresh_key};
 use crate::signal;
 use crate::wait::until;
 
@@ -198,7 +200,9 @@ impl Cluster {
             .arg(self.directory.join("data"))
             .current_dir(&self.directory)
             .env("LC_ALL", "C")
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            // Ctrl-C in a terminal is for this process, which ends the server in order.
+            .process_group(0);
         command
     }
 }
@@ -225,9 +229,21 @@ fn owner() -> Option<&'static str> {
     is_root.then_some("postgres")
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("there are free ports");
-    listener.local_addr().expect("it is bound").port()
+/// Below the ports that systems give to outgoing connections: a server that starts again must find
+/// its port free.
+///
+/// # Panics
+///
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    let mut random = Random::from_seed(RandomState::new().hash_one(()));
+    let ports = std::iter::repeat_with(|| 20_000 + random.below(12_000));
+    ports
+        .take(1000)
+        .filter_map(|port| u16::try_from(port).ok())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("there are free ports")
 }
 
 fn programs() -> PathBuf {

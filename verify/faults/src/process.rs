@@ -7,8 +7,9 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::client::{Answer, Connection};
-use crate::settings::Settings;
 use crate::signal;
 use crate::wait::{PATIENCE, until};
 
@@ -34,7 +35,7 @@ impl Launcher {
     /// # Panics
     ///
     /// When it does not.
-    pub async fn start(self, settings: &Settings) -> Subject {
+    pub async fn start(self, settings: &impl Serialize) -> Subject {
         let launcher = self;
         let settings = serde_json::to_string(settings).expect("settings are JSON");
         tokio::task::spawn_blocking(move || launcher.start_blocking(&settings))
@@ -43,7 +44,7 @@ impl Launcher {
     }
 
     /// Starts several subjects with the same settings.
-    pub async fn start_all(self, count: usize, settings: &Settings) -> Vec<Subject> {
+    pub async fn start_all(self, count: usize, settings: &impl Serialize) -> Vec<Subject> {
         let starting = (0..count).map(|_| self.start(settings));
         futures_util::future::join_all(starting).await
     }

@@ -89,8 +89,9 @@ pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The parent keeps the other end of stdin open for as long as it lives, however it ends.
-fn end_with_parent() {
+/// Ends this process with its parent, which keeps the other end of stdin open for as long as it
+/// lives, however it ends.
+pub fn end_with_parent() {
     std::thread::spawn(|| {
         let mut stdin = std::io::stdin().lock();
         while stdin.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
