@@ -6,12 +6,11 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use serde::Deserialize;
-use tower_idempotency::ConfigError;
 use tower_idempotency::inbox::{self, Once};
 use tower_idempotency::postgres::Tx;
 use tower_idempotency::webhook::{Scheme, WebhookEvent, WebhookLayer};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, BoxError};
 use crate::events::tell;
 use crate::ledger;
 use crate::states::{self, DISPUTE, Moved, SETTLE};
@@ -23,8 +22,10 @@ pub(crate) fn secret() -> String {
     env::var("BANK_SECRET").unwrap_or_else(|_| DEMO_SECRET.into())
 }
 
-pub(crate) fn layer() -> Result<WebhookLayer, ConfigError> {
-    WebhookLayer::new(Scheme::standard_webhooks("bank").with_secret(&secret())?)
+pub(crate) fn layer() -> Result<WebhookLayer, BoxError> {
+    let scheme = Scheme::standard_webhooks("bank").with_secret(&secret());
+    let scheme = scheme.map_err(|error| format!("BANK_SECRET: {error}"))?;
+    Ok(WebhookLayer::new(scheme)?)
 }
 
 /// The bank may add members.

@@ -77,6 +77,7 @@ async fn serve() -> Result<(), BoxError> {
     let address = listener.local_addr()?;
     let receiver = receiver_url(&format!("http://{address}/receiver"))?;
     let elsewhere = consumer_elsewhere()?;
+    let bank = hooks::layer()?;
 
     // Dropped last, when everything that uses it has ended.
     let (_cluster, url) = match database::url() {
@@ -118,7 +119,7 @@ async fn serve() -> Result<(), BoxError> {
         pool: pool.clone(),
         receiver,
     };
-    let app = routes::router(&idempotency, state)?;
+    let app = routes::router(&idempotency, bank, state)?;
 
     let stop = process::stop_signal()?;
     print_what_to_type(&format!("http://{address}"), &url);

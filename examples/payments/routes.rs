@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::routing::{get, patch, post};
 use axum::{Router, middleware};
-use tower_idempotency::webhook::WebhookEvent;
+use tower_idempotency::webhook::{WebhookEvent, WebhookLayer};
 use tower_idempotency::{
     ConfigError, DerivedKey, IdempotencyLayer, Lost, PgStore, Policy, Scope, Unknown,
 };
@@ -16,6 +16,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) fn router(
     idempotency: &IdempotencyLayer<PgStore>,
+    bank: WebhookLayer,
     app: App,
 ) -> Result<Router, ConfigError> {
     let leased = |policy| idempotency.clone().with_policy(policy);
@@ -70,7 +71,7 @@ pub(crate) fn router(
         // Added after the routes, so it is outermost: who asks is known before the key is looked at.
         .layer(middleware::from_fn(auth::authenticate));
     // From the outside in: whose event it is, then whether it was handled.
-    let bank = post(hooks::bank).layer((hooks::layer()?, transactional(hook)?));
+    let bank = post(hooks::bank).layer((bank, transactional(hook)?));
     Ok(clients
         .route("/hooks/bank", bank)
         .with_state(app)

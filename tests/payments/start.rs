@@ -93,6 +93,13 @@ fn a_consumer_that_is_no_url_is_named() {
 }
 
 #[test]
+fn a_secret_that_is_none_is_refused_and_not_shown() {
+    let said = refusal(private().env("BANK_SECRET", "hunter2"));
+    assert!(said.contains("BANK_SECRET: "), "{said}");
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
 fn a_port_that_is_no_number_is_named_with_the_fix() {
     let said = refusal(private().env("PORT", "http"));
     assert!(said.contains("PORT=http"), "{said}");
