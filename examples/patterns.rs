@@ -6,6 +6,9 @@
 //! | [`set_address`]: upsert | the request says the whole new state, and the last write may win | a late retry must not undo a newer write |
 //! | [`apply_delta`]: the change has a name | the change is one transaction of one database | the handler does anything outside it |
 //!
+//! A fourth is in `examples/payments/states.rs`: a step from one state to the next, taken by the one
+//! statement that finds the state to be legal.
+//!
 //! `cargo run --example patterns` runs each of them twice.
 
 use std::error::Error;

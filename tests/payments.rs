@@ -18,6 +18,10 @@ mod charges;
 mod client;
 #[path = "payments/crashes.rs"]
 mod crashes;
+#[path = "payments/hooks.rs"]
+mod hooks;
+#[path = "payments/messages.rs"]
+mod messages;
 #[path = "payments/notifications.rs"]
 mod notifications;
 #[path = "payments/receiver.rs"]
@@ -29,3 +33,4 @@ mod transitions;
 
 const CHARGES: &str = "select count(*) from payments.charge";
 const POSTINGS: &str = "select count(*) from payments.ledger";
+const MESSAGES: &str = "select count(*) from idempotency.outbox";

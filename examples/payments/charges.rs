@@ -1,4 +1,5 @@
-//! Handlers that move money. What they do is one transaction, and every row is named by the operation.
+//! Handlers that move money. What they write, and what they answer, commit together: the layer has begun
+//! the transaction, and ends it.
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -7,6 +8,7 @@ use axum::http::{StatusCode, header::LOCATION};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use tower_idempotency::IdempotencyContext;
+use tower_idempotency::postgres::Tx;
 
 use crate::App;
 use crate::auth::Principal;
@@ -21,19 +23,17 @@ pub(crate) struct NewCharge {
     currency: Currency,
 }
 
-/// The id is the operation's: a rerun makes the same charge, which is there already.
+/// The id is the operation's: a key that comes back when its record is long forgotten finds its charge.
 pub(crate) async fn create(
-    State(app): State<App>,
+    mut tx: Tx,
     Extension(principal): Extension<Principal>,
     context: IdempotencyContext,
     new: Result<Json<NewCharge>, JsonRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let Json(new) = new?;
     let id = format!("ch_{}", context.identity().id());
-    let mut transaction = app.pool.begin().await?;
-    let db = &mut *transaction;
-    let charge = ledger::authorize(db, principal.account, &id, new.amount, &new.currency).await?;
-    transaction.commit().await?;
+    let (amount, currency) = (new.amount, new.currency);
+    let charge = ledger::authorize(&mut tx, principal.account, &id, amount, &currency).await?;
     let location = [(LOCATION, format!("/charges/{id}"))];
     Ok((StatusCode::CREATED, location, Json(charge)))
 }
@@ -57,13 +57,11 @@ pub(crate) async fn show(
 
 /// Needs no key: the charge names the operation.
 pub(crate) async fn capture(
-    State(app): State<App>,
+    mut tx: Tx,
     Extension(principal): Extension<Principal>,
     Path(charge): Path<String>,
 ) -> Result<(StatusCode, Json<Posting>), ApiError> {
-    let mut transaction = app.pool.begin().await?;
-    let posting = ledger::capture(&mut transaction, principal.account, &charge).await?;
-    transaction.commit().await?;
+    let posting = ledger::capture(&mut tx, principal.account, &charge).await?;
     Ok((StatusCode::CREATED, Json(posting)))
 }
 
@@ -75,7 +73,7 @@ pub(crate) struct NewRefund {
 
 /// Two refunds of one amount may both be meant: only the client's key tells them apart.
 pub(crate) async fn refund(
-    State(app): State<App>,
+    mut tx: Tx,
     Extension(principal): Extension<Principal>,
     Path(charge): Path<String>,
     context: IdempotencyContext,
@@ -83,9 +81,6 @@ pub(crate) async fn refund(
 ) -> Result<(StatusCode, Json<Posting>), ApiError> {
     let Json(new) = new?;
     let id = format!("re_{}", context.identity().id());
-    let mut transaction = app.pool.begin().await?;
-    let db = &mut *transaction;
-    let posting = ledger::refund(db, principal.account, &charge, &id, new.amount).await?;
-    transaction.commit().await?;
+    let posting = ledger::refund(&mut tx, principal.account, &charge, &id, new.amount).await?;
     Ok((StatusCode::CREATED, Json(posting)))
 }

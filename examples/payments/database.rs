@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use sqlx::PgPool;
 
 use crate::error::BoxError;
+use crate::process;
 
 /// Connects, and creates the schema `payments` where it is not there yet.
 pub(crate) async fn open(url: &str) -> Result<PgPool, BoxError> {
@@ -42,6 +43,7 @@ impl Cluster {
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
+        process::in_a_group_of_its_own(&mut command);
         unprivileged(&mut command);
         let mut shell = command.spawn().map_err(|error| {
             format!("cannot start a private PostgreSQL: {error}\n{NO_PROGRAMS}")
@@ -71,12 +73,11 @@ impl Drop for Cluster {
     }
 }
 
-/// PostgreSQL does not run as root. And Ctrl-C is for the service: its server has to outlive it.
+/// PostgreSQL does not run as root.
 #[cfg(unix)]
 fn unprivileged(command: &mut Command) {
     use std::os::unix::process::CommandExt;
 
-    command.process_group(0);
     if id(&["-u"]) == Some(0) {
         let users = ["postgres", "nobody"].into_iter();
         let mut ids = users.filter_map(|user| Some((id(&["-u", user])?, id(&["-g", user])?)));

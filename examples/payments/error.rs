@@ -7,7 +7,9 @@ use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header::RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use tower_idempotency::Outcome;
+use tower_idempotency::inbox::InboxError;
+use tower_idempotency::outbox::OutboxError;
+use tower_idempotency::{Outcome, postgres};
 
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -16,7 +18,8 @@ pub(crate) enum ApiError {
     Payload(JsonRejection),
     NotFound,
     Refused { code: &'static str, detail: String },
-    Database(sqlx::Error),
+    NotYet(String),
+    Database(BoxError),
     Receiver(BoxError),
 }
 
@@ -28,7 +31,19 @@ impl From<JsonRejection> for ApiError {
 
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Database(error)
+        Self::Database(error.into())
+    }
+}
+
+impl From<OutboxError> for ApiError {
+    fn from(error: OutboxError) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<InboxError> for ApiError {
+    fn from(error: InboxError) -> Self {
+        Self::Database(error.into())
     }
 }
 
@@ -54,9 +69,22 @@ impl IntoResponse for ApiError {
             // client that was refused must not find its refund made by a retry that was on its way. To
             // ask again is a new intent, with a new key.
             Self::Refused { code, detail } => answer(StatusCode::CONFLICT, code, &detail),
-            // Rolled back. Or, if COMMIT got no answer, perhaps not: then the retry meets its own rows.
+            // Nothing was done. What this event comes after is still on its way.
+            Self::NotYet(status) => {
+                let detail = format!("the charge is only {status}: deliver it again");
+                (
+                    Outcome::Release,
+                    answer(StatusCode::CONFLICT, "not-yet", &detail),
+                )
+                    .into_response()
+            }
+            // Rolled back, and run again: as often as the policy says, the client notices nothing.
+            Self::Database(cause) if is_conflict(&*cause) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Outcome::Conflict).into_response()
+            }
+            // Rolled back.
             Self::Database(cause) => {
-                tracing::error!(%cause, "database");
+                tracing::error!(%cause, source = cause.source(), "database");
                 retry_later(StatusCode::SERVICE_UNAVAILABLE, "database")
             }
             // It may have arrived or not. The receiver knows the key, so that a retry does no harm.
@@ -66,6 +94,13 @@ impl IntoResponse for ApiError {
             }
         }
     }
+}
+
+/// Whether a statement failed because another transaction was in its way; the outbox and the inbox have
+/// the error of theirs as source.
+fn is_conflict(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.any(|cause| cause.downcast_ref().is_some_and(postgres::is_conflict))
 }
 
 /// A failure that frees its key: running the handler again is safe.

@@ -1,19 +1,26 @@
-//! The books. Each function works inside the transaction of its caller and can be run again: it then
-//! finds what it wrote, and says the same.
+//! The books. Each function works inside the transaction of its caller, in which it also writes what
+//! others are to be told.
+//!
+//! While a record is kept, its operation gets here once. After that the same key may come again, and
+//! finds the rows that bear its name: money never moves twice for one key, however old.
 
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 
 use crate::error::ApiError;
+use crate::events::{Event, tell};
 use crate::money::{Amount, Currency};
+use crate::states::{self, CAPTURE, Moved};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Charge {
     pub(crate) id: String,
-    amount: i64,
+    #[serde(skip)]
+    account: String,
+    pub(crate) amount: i64,
     currency: String,
-    status: String,
+    pub(crate) status: String,
     refunded: i64,
 }
 
@@ -21,6 +28,7 @@ impl FromRow<'_, PgRow> for Charge {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         Ok(Self {
             id: row.try_get("id")?,
+            account: row.try_get("account")?,
             amount: row.try_get("amount")?,
             currency: row.try_get("currency")?,
             status: row.try_get("status")?,
@@ -66,7 +74,6 @@ pub(crate) async fn authorize(
     amount: Amount,
     currency: &Currency,
 ) -> Result<Charge, ApiError> {
-    // The constraint decides, not a look before: between the two, another attempt may insert.
     let insert = "insert into payments.charge (id, account, amount, currency)
         values ($1, $2, $3, $4) on conflict (id) do nothing";
     let query = sqlx::query(insert).bind(id).bind(account);
@@ -76,6 +83,7 @@ pub(crate) async fn authorize(
     if is_new {
         let posting = charge.posting(id, AVAILABLE, RESERVED, charge.amount);
         post(db, &posting).await?;
+        tell(db, "charge.created", &charge.event(charge.amount)).await?;
     } else if (charge.amount, charge.currency.as_str()) != (amount.minor_units(), currency.code()) {
         return Err(refused("key-spent", "this key has made another charge"));
     }
@@ -88,19 +96,21 @@ pub(crate) async fn capture(
     account: &str,
     charge: &str,
 ) -> Result<Posting, ApiError> {
-    let charge = lock(db, account, charge).await?;
+    let charge = find(db, account, charge).await?;
     let id = format!("{}_capture", charge.id);
-    if let Some(posted) = posted(db, &id).await? {
-        return Ok(posted);
+    match states::advance(db, &charge.id, CAPTURE).await? {
+        Moved::Now(charge) => {
+            let posting = charge.posting(&id, RESERVED, &charge.merchant(), charge.amount);
+            post(db, &posting).await?;
+            tell(db, "charge.captured", &charge.event(charge.amount)).await?;
+            Ok(posting)
+        }
+        Moved::Before => posted(db, &id).await?.ok_or(ApiError::NotFound),
+        Moved::Not(charge) => Err(refused(
+            "not-authorized",
+            format!("a charge that is {} cannot be captured", charge.status),
+        )),
     }
-    let update = "update payments.charge set status = 'captured' where id = $1";
-    sqlx::query(update)
-        .bind(&charge.id)
-        .execute(&mut *db)
-        .await?;
-    let posting = charge.posting(&id, RESERVED, &merchant(account), charge.amount);
-    post(db, &posting).await?;
-    Ok(posting)
 }
 
 /// Gives a part of a captured amount back, or all of it.
@@ -111,64 +121,53 @@ pub(crate) async fn refund(
     id: &str,
     amount: Amount,
 ) -> Result<Posting, ApiError> {
-    // Refunds of one charge wait for each other here, or two could each find enough left.
-    let charge = lock(db, account, charge).await?;
-    let posting = charge.posting(id, &merchant(account), AVAILABLE, amount.minor_units());
+    let charge = find(db, account, charge).await?;
+    let amount = amount.minor_units();
+    let posting = charge.posting(id, &charge.merchant(), AVAILABLE, amount);
     if let Some(posted) = posted(db, id).await? {
         let is_same = posted == posting;
         let other = || refused("key-spent", "this key has made another refund");
         return is_same.then_some(posted).ok_or_else(other);
     }
-    if charge.status != "captured" {
-        return Err(refused("not-captured", "the charge is not captured yet"));
+    // Refunds of one charge wait for each other here, and each counts what the one before has left.
+    let update = "update payments.charge set refunded = refunded + $2
+        where id = $1 and status in ('captured', 'settled') and refunded + $2 <= amount";
+    let query = sqlx::query(update).bind(&charge.id).bind(amount);
+    if query.execute(&mut *db).await?.rows_affected() == 0 {
+        return Err(find(db, account, &charge.id).await?.not_refundable());
     }
-    let left = charge.amount - charge.refunded;
-    if posting.amount > left {
-        let detail = format!("only {left} of the captured amount are left to refund");
-        return Err(refused("refund-too-large", detail));
-    }
-    let update = "update payments.charge set refunded = refunded + $2 where id = $1";
-    let query = sqlx::query(update).bind(&charge.id).bind(posting.amount);
-    query.execute(&mut *db).await?;
     post(db, &posting).await?;
+    tell(db, "charge.refunded", &charge.event(amount)).await?;
     Ok(posting)
 }
 
+/// A charge of an account.
 pub(crate) async fn find(
     db: &mut PgConnection,
     account: &str,
     id: &str,
 ) -> Result<Charge, ApiError> {
-    let select = "select id, amount, currency, status, refunded from payments.charge
-        where account = $1 and id = $2";
-    one(db, select, account, id).await
+    let charge = any(db, id).await?;
+    let is_own = charge.account == account;
+    is_own.then_some(charge).ok_or(ApiError::NotFound)
 }
 
-pub(crate) async fn list(db: &mut PgConnection, account: &str) -> sqlx::Result<Vec<Charge>> {
-    let select = "select id, amount, currency, status, refunded from payments.charge
-        where account = $1 order by created_at desc limit 100";
-    sqlx::query_as(select).bind(account).fetch_all(db).await
-}
-
-/// The charge, for this transaction alone.
-async fn lock(db: &mut PgConnection, account: &str, id: &str) -> Result<Charge, ApiError> {
-    let select = "select id, amount, currency, status, refunded from payments.charge
-        where account = $1 and id = $2 for update";
-    one(db, select, account, id).await
-}
-
-async fn one(
-    db: &mut PgConnection,
-    select: &'static str,
-    account: &str,
-    id: &str,
-) -> Result<Charge, ApiError> {
+/// A charge, whosever it is.
+pub(crate) async fn any(db: &mut PgConnection, id: &str) -> Result<Charge, ApiError> {
+    let select = "select id, account, amount, currency, status, refunded from payments.charge
+        where id = $1";
     // PostgreSQL has no text with a NUL, and so no such charge.
     if id.contains('\0') {
         return Err(ApiError::NotFound);
     }
-    let query = sqlx::query_as(select).bind(account).bind(id);
+    let query = sqlx::query_as(select).bind(id);
     query.fetch_optional(db).await?.ok_or(ApiError::NotFound)
+}
+
+pub(crate) async fn list(db: &mut PgConnection, account: &str) -> sqlx::Result<Vec<Charge>> {
+    let select = "select id, account, amount, currency, status, refunded from payments.charge
+        where account = $1 order by created_at desc limit 100";
+    sqlx::query_as(select).bind(account).fetch_all(db).await
 }
 
 async fn posted(db: &mut PgConnection, id: &str) -> sqlx::Result<Option<Posting>> {
@@ -198,10 +197,31 @@ impl Charge {
             currency: self.currency.clone(),
         }
     }
-}
 
-fn merchant(account: &str) -> String {
-    format!("merchant:{account}")
+    pub(crate) fn event(&self, amount: i64) -> Event {
+        Event {
+            account: self.account.clone(),
+            charge: self.id.clone(),
+            amount,
+            currency: self.currency.clone(),
+        }
+    }
+
+    fn merchant(&self) -> String {
+        format!("merchant:{}", self.account)
+    }
+
+    fn not_refundable(&self) -> ApiError {
+        let left = self.amount - self.refunded;
+        match self.status.as_str() {
+            "authorized" => refused("not-captured", "the charge is not captured yet"),
+            "disputed" => refused("disputed", "the bank decides what becomes of the charge"),
+            _ => {
+                let detail = format!("only {left} of the captured amount are left to refund");
+                refused("refund-too-large", detail)
+            }
+        }
+    }
 }
 
 fn refused(code: &'static str, detail: impl Into<String>) -> ApiError {

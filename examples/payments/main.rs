@@ -1,43 +1,42 @@
 //! A payment service whose retries are safe: the reference for services on PostgreSQL.
 //!
 //! `cargo run --example payments` starts it on a private, throw-away PostgreSQL, or on the database of
-//! `DATABASE_URL`, and prints what to type. README.md, beside this file, says why each route is set as
-//! it is.
+//! `DATABASE_URL`, with a consumer of its messages in a second process, and prints what to type.
+//! README.md, beside this file, says why everything is as it is.
 
 mod auth;
 mod charges;
+mod consumer;
 mod database;
 mod error;
+mod events;
+mod hooks;
 mod ledger;
 mod money;
 mod notifications;
+mod process;
 mod profile;
 mod receiver;
+mod routes;
+mod sign;
+mod statement;
+mod states;
 
 use std::env;
-use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use axum::http::Uri;
-use axum::routing::{get, patch, post};
-use axum::{Router, middleware};
 use sqlx::PgPool;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
-use tower_idempotency::{
-    ConfigError, DerivedKey, IdempotencyLayer, Lost, PgStore, Policy, Scope, Sweeper, Unknown,
-};
+use tokio::time::timeout;
+use tower_idempotency::inbox::InboxSweeper;
+use tower_idempotency::outbox::{HttpPublisher, Relay};
+use tower_idempotency::{IdempotencyLayer, PgStore, Scope, Sweeper};
 
 use auth::Principal;
+use consumer::Consumer;
 use database::Cluster;
 use error::BoxError;
-
-/// How long requests that are running may go on once the service was told to stop.
-const GRACE: Duration = Duration::from_secs(10);
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
+use process::GRACE;
 
 /// What handlers work with.
 #[derive(Debug, Clone)]
@@ -46,12 +45,25 @@ struct App {
     receiver: Uri,
 }
 
+const USAGE: &str = "usage:
+  payments                    the service, its database and its consumer
+  payments consumer           a consumer alone: needs DATABASE_URL
+  payments sign TYPE CHARGE   prints an event of the bank as a curl command";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .init();
-    match serve().await {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ended = match arguments[..] {
+        [] => serve().await,
+        ["consumer"] => consumer::run().await,
+        ["sign", kind, charge] => sign::command(kind, charge).map(|curl| println!("{curl}")),
+        _ => Err(USAGE.into()),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("payments: {error}");
@@ -61,9 +73,11 @@ async fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<(), BoxError> {
-    let listener = listen().await?;
+    let listener = process::listen("3000").await?;
     let address = listener.local_addr()?;
     let receiver = receiver_url(&format!("http://{address}/receiver"))?;
+    let elsewhere = consumer_elsewhere()?;
+    let bank = hooks::layer()?;
 
     // Dropped last, when everything that uses it has ended.
     let (_cluster, url) = match database::url() {
@@ -78,10 +92,25 @@ async fn serve() -> Result<(), BoxError> {
         .await
         .map_err(|error| format!("cannot use the database: {error}"))?;
 
-    // Records, in the schema `idempotency` of the same database.
+    // Records, messages and what was taken in, in the schema `idempotency` of the same database.
     let store = PgStore::new(pool.clone());
     store.migrate().await?;
-    let sweeper = tokio::spawn(Sweeper::new(store.clone()).run());
+    let (records, inbox) = (
+        Sweeper::new(store.clone()),
+        InboxSweeper::new(store.clone()),
+    );
+    let sweeping = tokio::spawn(async { tokio::join!(records.run(), inbox.run()) });
+
+    // Each process of the service may have a relay. Whichever is alive sends what was committed.
+    let (_consumer, publisher) = match elsewhere {
+        Some(publisher) => (None, publisher),
+        None => {
+            let consumer = Consumer::start(&url)?;
+            let publisher = HttpPublisher::new(&consumer.url)?;
+            (Some(consumer), publisher)
+        }
+    };
+    let relay = Relay::new(store.clone(), publisher).spawn();
 
     // A key belongs to the account: a token that was refreshed stands for the same one.
     let scope = Scope::extension::<Principal>(|principal| principal.account);
@@ -90,20 +119,11 @@ async fn serve() -> Result<(), BoxError> {
         pool: pool.clone(),
         receiver,
     };
-    let app = router(&idempotency, state)?;
+    let app = routes::router(&idempotency, bank, state)?;
 
-    let stop = stop_signal()?;
+    let stop = process::stop_signal()?;
     print_what_to_type(&format!("http://{address}"), &url);
-    let (stopping, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async {
-        stop.await;
-        drop(stopping);
-    });
-    tokio::select! {
-        served = server.into_future() => served?,
-        // A client that never sends the rest of its request does not keep the service.
-        () = async { drop(stopped.await); sleep(GRACE).await } => {}
-    }
+    process::serve(listener, app, stop).await?;
 
     // Handlers run to their end even if their clients have hung up: wait for those too.
     let report = idempotency.shutdown(GRACE).await;
@@ -111,60 +131,22 @@ async fn serve() -> Result<(), BoxError> {
         "Stopped; {} requests were not finished.",
         report.unfinished.len()
     );
-    sweeper.abort();
+    // What it has not sent stays in the outbox, for the next relay.
+    relay.shutdown(GRACE).await;
+    sweeping.abort();
     let closing = async { tokio::join!(store.close(), pool.close()) };
     drop(timeout(GRACE, closing).await);
     Ok(())
 }
 
-/// One layer; each route has a clone of it, with a policy of its own.
-fn router(idempotency: &IdempotencyLayer<PgStore>, app: App) -> Result<Router, ConfigError> {
-    let with = |policy| idempotency.clone().with_policy(policy);
-
-    let charge = rerunnable(Policy::critical()).with_ttl(7 * DAY);
-    let capture = rerunnable(Policy::critical())
-        .with_ttl(30 * DAY)
-        .with_derived_key(DerivedKey::from_fn(|request, _| {
-            Some(request.uri.path().to_owned())
-        }));
-    let refund = rerunnable(Policy::critical()).with_ttl(30 * DAY);
-    let notification = rerunnable(Policy::high()).with_ttl(3 * DAY);
-    let profile = Policy::low()
-        .with_ttl(DAY)
-        .with_scope(Scope::extension::<Principal>(|principal| principal.member));
-
-    Ok(Router::new()
-        // `get` comes after `layer`, and is not covered.
-        .route(
-            "/charges",
-            post(charges::create)
-                .layer(with(charge)?)
-                .get(charges::list),
-        )
-        .route("/charges/{id}", get(charges::show))
-        .route(
-            "/charges/{id}/captures",
-            post(charges::capture).layer(with(capture)?),
-        )
-        .route(
-            "/charges/{id}/refunds",
-            post(charges::refund).layer(with(refund)?),
-        )
-        .route(
-            "/charges/{id}/notifications",
-            post(notifications::create).layer(with(notification)?),
-        )
-        .route("/profile", patch(profile::update).layer(with(profile)?))
-        // Added after the routes, so it is outermost: who asks is known before the key is looked at.
-        .layer(middleware::from_fn(auth::authenticate))
-        .with_state(app)
-        .merge(receiver::routes()))
-}
-
-/// For handlers that find what an earlier attempt has done: one that was lost needs nobody to look at
-/// it, since a retry runs again and meets its rows, or a receiver that knows its key.
-fn rerunnable(policy: Policy) -> Policy {
-    policy.with_lost(Lost::Rerun).with_unknown(Unknown::Release)
+/// To a consumer that somebody else has started.
+fn consumer_elsewhere() -> Result<Option<HttpPublisher>, BoxError> {
+    let Ok(url) = env::var("CONSUMER_URL") else {
+        return Ok(None);
+    };
+    let publisher = HttpPublisher::new(&url);
+    let publisher = publisher.map_err(|error| format!("CONSUMER_URL={url}: {error}"))?;
+    Ok(Some(publisher))
 }
 
 fn receiver_url(default: &str) -> Result<Uri, BoxError> {
@@ -173,36 +155,6 @@ fn receiver_url(default: &str) -> Result<Uri, BoxError> {
         Ok(uri) if uri.scheme_str() == Some("http") => Ok(uri),
         _ => Err(format!("RECEIVER_URL={url} is not a URL that begins with http://").into()),
     }
-}
-
-async fn listen() -> Result<TcpListener, BoxError> {
-    let port = env::var("PORT").unwrap_or_else(|_| "3000".into());
-    let fix = "Choose another: PORT=3001 cargo run --example payments";
-    let Ok(number) = port.parse::<u16>() else {
-        return Err(format!("PORT={port} is not a port number (0 to 65535).\n{fix}").into());
-    };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, number)).await;
-    listener.map_err(|error| format!("cannot listen on port {port}: {error}.\n{fix}").into())
-}
-
-/// Ctrl-C (SIGINT), or SIGTERM, which supervisors send.
-#[cfg(unix)]
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    Ok(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
 }
 
 fn print_what_to_type(service: &str, database: &str) {
@@ -226,6 +178,10 @@ The same again, with a token that was refreshed in between: the first answer, ma
     curl -i {service}/charges -H 'Authorization: Bearer ada-tuesday' \
         -H 'Idempotency-Key: order-1' -H 'Content-Type: application/json' \
         -d '{{"amount": 1250, "currency": "EUR"}}'
+
+What the consumer, another process, has made of the message about it:
+
+    curl {service}/statement -H 'Authorization: Bearer ada-monday'
 "#
     );
 }

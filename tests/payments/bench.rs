@@ -23,16 +23,30 @@ pub struct Bench {
 
 impl Bench {
     pub async fn new() -> Self {
-        Self::with_receiver(None).await
+        Self::with(&[]).await
     }
 
-    pub async fn with_receiver(url: Option<&str>) -> Self {
+    /// With these variables in the environment of the service.
+    pub async fn with(env: &[(&str, &str)]) -> Self {
         let database = TestDatabase::create().await;
         Self {
-            service: Service::start(&mut on(&database, url)),
+            service: Service::start(on(&database).envs(env.iter().copied())),
             pool: database.pool(5).await,
             database,
         }
+    }
+
+    /// With a consumer that is not a child of the service, and may end before it.
+    pub async fn with_consumer() -> (Self, Consumer) {
+        let database = TestDatabase::create().await;
+        let consumer = Consumer::start(&mut on(&database));
+        let url = format!("http://{}/events", consumer.address);
+        let bench = Self {
+            service: Service::start(on(&database).env("CONSUMER_URL", url)),
+            pool: database.pool(5).await,
+            database,
+        };
+        (bench, consumer)
     }
 
     /// Kills the service with a signal that nothing can catch.
@@ -40,8 +54,13 @@ impl Bench {
         assert!(!self.service.stop("KILL").success());
     }
 
-    pub fn restart(&mut self, receiver: Option<&str>) {
-        self.service = Service::start(&mut on(&self.database, receiver));
+    pub fn restart(&mut self, env: &[(&str, &str)]) {
+        self.service = Service::start(on(&self.database).envs(env.iter().copied()));
+    }
+
+    /// Another consumer, on a port, or on any (0).
+    pub fn consumer(&self, port: &str) -> Consumer {
+        Consumer::start(on(&self.database).env("PORT", port))
     }
 
     pub async fn number(&self, select: &'static str) -> i64 {
@@ -66,8 +85,14 @@ impl Bench {
 
     /// Nobody writes to the ledger until the transaction ends.
     pub async fn closed_ledger(&self) -> PgTransaction<'static> {
+        self.closed("lock table payments.ledger in share mode")
+            .await
+    }
+
+    /// What a statement locks stays locked until the transaction ends.
+    pub async fn closed(&self, lock: &'static str) -> PgTransaction<'static> {
         let mut transaction = self.pool.begin().await.unwrap();
-        let lock = sqlx::raw_sql("lock table payments.ledger in share mode");
+        let lock = sqlx::raw_sql(lock);
         lock.execute(&mut *transaction).await.unwrap();
         transaction
     }
@@ -79,12 +104,9 @@ impl Bench {
     }
 }
 
-fn on(database: &TestDatabase, receiver: Option<&str>) -> Command {
+fn on(database: &TestDatabase) -> Command {
     let mut command = command();
     command.env("DATABASE_URL", &database.url);
-    if let Some(url) = receiver {
-        command.env("RECEIVER_URL", url);
-    }
     command
 }
 
@@ -108,6 +130,8 @@ pub fn command() -> Command {
         .env("PORT", "0")
         .env_remove("DATABASE_URL")
         .env_remove("RECEIVER_URL")
+        .env_remove("CONSUMER_URL")
+        .env_remove("BANK_SECRET")
         .stdin(Stdio::null());
     command
 }
@@ -127,6 +151,13 @@ pub fn refusal(command: &mut Command) -> String {
 struct Running(Child);
 
 impl Running {
+    fn stop(&mut self, signal: &str) -> ExitStatus {
+        let id = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(sent.unwrap().success());
+        self.wait()
+    }
+
     fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -154,14 +185,7 @@ pub struct Service {
 
 impl Service {
     pub fn start(command: &mut Command) -> Self {
-        let mut process = Running(command.stdout(Stdio::piped()).spawn().unwrap());
-        let pipe = process.0.stdout.take().unwrap();
-        let (lines, said) = mpsc::channel();
-        thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                let _ = lines.send(line);
-            }
-        });
+        let (process, said) = start(command);
         let next = || said.recv_timeout(PATIENCE).expect("it says what to type");
         let mut said = vec![next()];
         while !said[said.len() - 1].starts_with("    curl") {
@@ -177,9 +201,46 @@ impl Service {
     }
 
     pub fn stop(&mut self, signal: &str) -> ExitStatus {
-        let id = self.process.0.id().to_string();
-        let sent = Command::new("kill").args(["-s", signal, &id]).status();
-        assert!(sent.unwrap().success());
-        self.process.wait()
+        self.process.stop(signal)
     }
+
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+}
+
+/// The consumer, started by the test.
+pub struct Consumer {
+    process: Running,
+    /// `127.0.0.1:` and its port.
+    pub address: String,
+}
+
+impl Consumer {
+    fn start(command: &mut Command) -> Self {
+        let (process, said) = start(command.arg("consumer").stdin(Stdio::piped()));
+        let said = said.recv_timeout(PATIENCE).expect("it says where it is");
+        let address = said.split('/').nth(2).expect("it says where it listens");
+        Self {
+            process,
+            address: address.to_owned(),
+        }
+    }
+
+    pub fn kill(&mut self) {
+        assert!(!self.process.stop("KILL").success());
+    }
+}
+
+/// A process, and what it says line by line.
+fn start(command: &mut Command) -> (Running, mpsc::Receiver<String>) {
+    let mut process = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let pipe = process.0.stdout.take().unwrap();
+    let (lines, said) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let _ = lines.send(line);
+        }
+    });
+    (process, said)
 }

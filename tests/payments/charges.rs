@@ -2,7 +2,7 @@
 
 use crate::bench::Bench;
 use crate::client::{ADA, ADA_REFRESHED, GRACE};
-use crate::{CHARGES, POSTINGS};
+use crate::{CHARGES, MESSAGES, POSTINGS};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_gets_the_first_answer_byte_for_byte_and_charges_nothing() {
@@ -154,6 +154,7 @@ async fn a_key_that_is_long_forgotten_does_not_charge_again() {
     let other = client.charge(ADA, "order-1", 700);
     assert_eq!((other.status, &*other.member("code")), (409, "key-spent"));
     assert_eq!(bench.number(POSTINGS).await, 1);
+    assert_eq!(bench.number(MESSAGES).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

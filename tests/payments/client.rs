@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::thread::{self, JoinHandle};
 
 use crate::bench::PATIENCE;
 
@@ -21,13 +20,11 @@ impl Client {
         self.send("POST", "/charges", token, Some(key), &payload)
     }
 
-    /// A charge that somebody waits for elsewhere, perhaps in vain.
-    pub fn charging(&self, key: &'static str, amount: i64) -> JoinHandle<()> {
-        let client = self.clone();
-        thread::spawn(move || {
-            let payload = format!(r#"{{"amount": {amount}, "currency": "EUR"}}"#);
-            drop(client.exchange("POST", "/charges", ADA, Some(key), &payload));
-        })
+    /// A charge of Ada's whose answer nobody reads.
+    pub fn begin_charge(&self, key: &str, amount: i64) -> TcpStream {
+        let payload = format!(r#"{{"amount": {amount}, "currency": "EUR"}}"#);
+        let headers = headers(ADA, Some(key));
+        self.open("POST", "/charges", &headers, &payload).unwrap()
     }
 
     /// The id of a new charge of 1,250.
@@ -61,7 +58,9 @@ impl Client {
     /// `None` if the service is gone before it answers.
     pub fn try_notify(&self, id: &str, key: &str) -> Option<Answer> {
         let path = format!("/charges/{id}/notifications");
-        let answer = self.exchange("POST", &path, ADA, Some(key), "").ok();
+        let answer = self
+            .exchange("POST", &path, &headers(ADA, Some(key)), "")
+            .ok();
         answer
             .filter(|text| !text.is_empty())
             .map(|text| Answer::parse(&text))
@@ -79,33 +78,47 @@ impl Client {
         key: Option<&str>,
         payload: &str,
     ) -> Answer {
-        let answer = self.exchange(method, path, token, key, payload).unwrap();
+        let headers = headers(token, key);
+        let answer = self.exchange(method, path, &headers, payload).unwrap();
         Answer::parse(&answer)
     }
 
-    fn exchange(
+    pub fn exchange(
         &self,
         method: &str,
         path: &str,
-        token: &str,
-        key: Option<&str>,
+        headers: &str,
         payload: &str,
     ) -> std::io::Result<String> {
-        let key = key.map(|key| format!("Idempotency-Key: {key}\r\n"));
+        let mut answer = String::new();
+        self.open(method, path, headers, payload)?
+            .read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn open(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        payload: &str,
+    ) -> std::io::Result<TcpStream> {
         let mut stream = TcpStream::connect(&self.0)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: payments\r\nConnection: close\r\n\
-             Authorization: Bearer {token}\r\n{}Content-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{payload}",
-            key.unwrap_or_default(),
+             {headers}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{payload}",
             payload.len()
         )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        Ok(stream)
     }
+}
+
+fn headers(token: &str, key: Option<&str>) -> String {
+    let key = key.map(|key| format!("Idempotency-Key: {key}\r\n"));
+    let key = key.unwrap_or_default();
+    format!("Authorization: Bearer {token}\r\n{key}")
 }
 
 /// Status, headers but for the moment's (`Date`), and body.
@@ -117,7 +130,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let (first, headers) = head.split_once("\r\n").unwrap();
         let headers = headers.lines().map(|line| line.split_once(": ").unwrap());

@@ -8,7 +8,7 @@ use crate::receiver::Step::{Answer, HangUp, Silence};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_notification_is_not_kept_and_every_try_sends_the_same_key() {
     let receiver = Receiver::new(&[Answer(500), HangUp, Answer(302), Answer(204), Answer(204)]);
-    let bench = Bench::with_receiver(Some(&receiver.url)).await;
+    let bench = Bench::with(&[("RECEIVER_URL", &receiver.url)]).await;
     let client = &bench.service.client;
     let charge = client.new_charge("order-1");
     let mut keys = Vec::new();
@@ -30,7 +30,7 @@ async fn a_failed_notification_is_not_kept_and_every_try_sends_the_same_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_receiver_is_a_502_that_is_not_kept() {
-    let bench = Bench::with_receiver(Some("http://127.0.0.1:1/")).await;
+    let bench = Bench::with(&[("RECEIVER_URL", "http://127.0.0.1:1/")]).await;
     let client = &bench.service.client;
     let charge = client.new_charge("order-1");
     for _ in 0..2 {
@@ -42,7 +42,7 @@ async fn an_unreachable_receiver_is_a_502_that_is_not_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_kill_9_in_the_middle_of_the_call_the_receiver_sees_the_same_key() {
     let receiver = Receiver::new(&[Silence, Answer(204)]);
-    let mut bench = Bench::with_receiver(Some(&receiver.url)).await;
+    let mut bench = Bench::with(&[("RECEIVER_URL", &receiver.url)]).await;
     let charge = bench.service.client.new_charge("order-1");
     let waiting = {
         let (client, charge) = (bench.service.client.clone(), charge.clone());
@@ -53,7 +53,7 @@ async fn after_kill_9_in_the_middle_of_the_call_the_receiver_sees_the_same_key()
     let first = receiver.key();
     bench.kill();
     assert!(waiting.join().unwrap());
-    bench.restart(Some(&receiver.url));
+    bench.restart(&[("RECEIVER_URL", &receiver.url)]);
     bench.end_leases().await;
 
     let told = bench.service.client.notify(&charge, "notify-1");

@@ -31,7 +31,7 @@ impl Receiver {
             let mut silent = Vec::new();
             for step in steps {
                 let (mut stream, _) = listener.accept().unwrap();
-                let key = read_key(&stream);
+                let (key, _) = read_request(&stream);
                 match step {
                     Step::Answer(status) => {
                         let head = format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n");
@@ -62,13 +62,14 @@ impl Receiver {
     }
 }
 
-/// Reads the whole request: closing a connection with bytes in it would reset it.
-fn read_key(stream: &TcpStream) -> String {
+/// The key of a request, and all of it: closing a connection with bytes in it would reset it.
+pub fn read_request(stream: &TcpStream) -> (String, Vec<u8>) {
     let mut reader = BufReader::new(stream);
-    let (mut key, mut length) = (String::new(), 0);
+    let (mut key, mut length, mut request) = (String::new(), 0, Vec::new());
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
+        request.extend(line.bytes());
         match line.trim_end().split_once(": ") {
             Some(("idempotency-key", value)) => value.clone_into(&mut key),
             Some(("content-length", value)) => length = value.parse().unwrap(),
@@ -79,5 +80,6 @@ fn read_key(stream: &TcpStream) -> String {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
-    key
+    request.extend(body);
+    (key, request)
 }

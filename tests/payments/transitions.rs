@@ -53,6 +53,56 @@ async fn captures_of_one_charge_at_once_leave_one_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_capture_of_a_charge_that_went_on_gets_the_original_success() {
+    let bench = Bench::new().await;
+    let client = &bench.service.client;
+    let charge = client.new_charge("order-1");
+    let first = client.capture(&charge, Some("one"));
+    for (key, state) in [
+        ("two", "update payments.charge set status = 'settled'"),
+        ("three", "update payments.charge set status = 'disputed'"),
+    ] {
+        bench.execute(state).await;
+        assert_eq!(client.capture(&charge, Some(key)), first, "{state}");
+    }
+    assert_eq!(bench.number(CAPTURES).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_of_a_disputed_charge_is_a_conflict_and_moves_nothing() {
+    let bench = Bench::new().await;
+    let client = &bench.service.client;
+    let charge = client.captured_charge("order-1");
+    bench
+        .execute("update payments.charge set status = 'disputed'")
+        .await;
+
+    let refused = client.refund(&charge, "refund-1", 500);
+
+    assert_eq!(
+        (refused.status, &*refused.member("code")),
+        (409, "disputed")
+    );
+    assert_eq!(bench.number(REFUNDS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refund_whose_key_is_long_forgotten_is_not_made_again() {
+    let bench = Bench::new().await;
+    let client = &bench.service.client;
+    let charge = client.captured_charge("order-1");
+    let first = client.refund(&charge, "refund-1", 500);
+    bench.execute("delete from idempotency.record").await;
+
+    assert_eq!(client.refund(&charge, "refund-1", 500), first);
+
+    bench.execute("delete from idempotency.record").await;
+    let other = client.refund(&charge, "refund-1", 700);
+    assert_eq!((other.status, &*other.member("code")), (409, "key-spent"));
+    assert_eq!(bench.number(REFUNDS).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_capture_that_came_before_its_charge_is_not_refused_for_ever() {
     let bench = Bench::new().await;
     let client = &bench.service.client;
