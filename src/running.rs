@@ -267,6 +267,11 @@ impl Running {
         Ok(self.listed(token))
     }
 
+    /// Whether an attempt of this process asks for a transaction.
+    pub(crate) fn is_entering(&self, identity: &Identity) -> bool {
+        self.lock().is_entering(identity)
+    }
+
     /// The attempt has its transaction, and no record is of another request.
     pub(crate) fn confirm(&self, token: Token) {
         if let Some(attempt) = self.lock().by_token.get_mut(&token) {

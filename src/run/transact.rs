@@ -162,6 +162,10 @@ impl<S: TransactionalStore> Exchange<S> {
         if let Some(existing) = core.running.find(&self.identity, &self.fingerprint) {
             return Err(Refusal::Existing(existing));
         }
+        // It has just looked, and found nothing.
+        if core.running.is_entering(&self.identity) {
+            return Err(Refusal::Entering);
+        }
         let lookup = self.guarded(|| core.store.lookup(&self.identity, &self.fingerprint));
         if let Some(existing) = lookup.await? {
             let is_lost =

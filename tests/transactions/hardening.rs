@@ -29,6 +29,17 @@ use crate::site::{Runs, Sent, Site, policy};
 struct Dying {
     store: PgStore,
     releases: Arc<AtomicUsize>,
+    lookups: Arc<AtomicUsize>,
+}
+
+impl Dying {
+    fn new(store: PgStore) -> Self {
+        Self {
+            store,
+            releases: Arc::default(),
+            lookups: Arc::default(),
+        }
+    }
 }
 
 impl Store for Dying {
@@ -62,6 +73,7 @@ impl Store for Dying {
         identity: &Identity,
         fingerprint: &Fingerprint,
     ) -> Result<Option<Existing>, StoreError> {
+        self.lookups.fetch_add(1, Ordering::SeqCst);
         self.store.lookup(identity, fingerprint).await
     }
 
@@ -141,10 +153,7 @@ async fn dies_while_it_clears_an_expired_record(policy: Policy) {
     paid(&site, "a", "201").await.assert_run(1);
     bank.age(Duration::from_secs(73 * 3600)).await;
 
-    let dying = Dying {
-        store: bank.store(),
-        releases: Arc::default(),
-    };
+    let dying = Dying::new(bank.store());
     let layer = IdempotencyLayer::new(dying.clone(), Scope::header("x-tenant").unwrap())
         .with_store_timeout(Duration::from_secs(1))
         .unwrap()
@@ -300,4 +309,35 @@ async fn a_shared_pool_gets_its_connection_back_out_of_the_transaction() {
             .unwrap();
     }
     assert_eq!(bank.ledger().await, 3);
+}
+
+/// One connection of transactions, which is taken: the first of the duplicates waits for it, and the
+/// others for the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn duplicates_of_a_request_that_waits_for_a_transaction_leave_the_database_alone() {
+    let bank = Bank::start().await;
+    let store = PgStore::builder(bank.pool.clone())
+        .with_max_transactions(1)
+        .unwrap()
+        .build();
+    let counting = Dying::new(store);
+    let layer = IdempotencyLayer::new(counting.clone(), Scope::header("x-tenant").unwrap())
+        .with_store_timeout(Duration::from_secs(1))
+        .unwrap()
+        .transactional();
+    let runs = Runs::gated();
+    let routes = bank.routes(&runs).route_layer(layer);
+    let site = Site::start(routes.with_state(Sinks::default())).await;
+    let duplicates = async {
+        runs.entered().await;
+        let before = counting.lookups.load(Ordering::SeqCst);
+        let duplicates = (0..8).map(|_| paid(&site, "b", "201"));
+        futures_util::future::join_all(duplicates).await;
+        runs.let_go();
+        counting.lookups.load(Ordering::SeqCst) - before
+    };
+    let (answer, lookups) = tokio::join!(paid(&site, "a", "201"), duplicates);
+    answer.assert_run(1);
+    // Each looks when it comes, and once more for each that gives up before it.
+    assert!(lookups <= 8 * 8, "{lookups} lookups");
 }
