@@ -27,14 +27,21 @@ const COMMIT: &str = "commit and chain";
 const PROBE: &str = "'running', $6";
 
 fn settings(database: &Database) -> Settings {
-    database.settings("high").with(|s| s.transactional = true)
+    database.settings("high").with(transactional)
+}
+
+/// A busy machine may be slow: where a timeout is the fault, the test says so.
+fn transactional(settings: &mut Settings) {
+    settings.transactional = true;
+    settings.store_timeout = Some(10_000);
+    settings.settle_timeout = Some(20_000);
 }
 
 /// Of a subject whose store is behind a proxy.
 fn settings_behind(proxy: &Proxy, database: &Database) -> Settings {
     Settings::new(proxy.url(), "high").with(|s| {
         s.ledger = database.url.clone();
-        s.transactional = true;
+        transactional(s);
     })
 }
 
