@@ -79,7 +79,7 @@ impl IntoResponse for ApiError {
                     .into_response()
             }
             // Rolled back, and run again: as often as the policy says, the client notices nothing.
-            Self::Database(cause) if is_conflict(&*cause) => {
+            Self::Database(cause) if postgres::is_conflict(&*cause) => {
                 (StatusCode::SERVICE_UNAVAILABLE, Outcome::Conflict).into_response()
             }
             // Rolled back.
@@ -94,13 +94,6 @@ impl IntoResponse for ApiError {
             }
         }
     }
-}
-
-/// Whether a statement failed because another transaction was in its way; the outbox and the inbox have
-/// the error of theirs as source.
-fn is_conflict(error: &(dyn Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
-    causes.any(|cause| cause.downcast_ref().is_some_and(postgres::is_conflict))
 }
 
 /// A failure that frees its key: running the handler again is safe.

@@ -96,8 +96,14 @@ impl<S: TransactionalStore> Exchange<S> {
                 Finished::Conflict(code) if reruns > 0 => {
                     tracing::info!(id = %self.identity.id(), %code, "rolled back, runs again");
                     reruns -= 1;
-                    if let Err(error) = poll_fn(|context| inner.poll_ready(context)).await {
-                        return reply.send(Err(error));
+                    let ready = poll_fn(|context| inner.poll_ready(context));
+                    match timeout(limit, ready).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return reply.send(Err(error)),
+                        Err(_elapsed) => {
+                            let rejection = Rejection::new(code);
+                            return reply.send(Ok(self.render(rejection)));
+                        }
                     }
                 }
                 Finished::Conflict(code) => {

@@ -7,7 +7,8 @@ use sqlx::Error;
 use crate::outcome::Outcome;
 
 /// Whether a statement failed because another transaction was in its way: a serialization failure or
-/// a deadlock. The same statements may succeed in a new transaction.
+/// a deadlock. The same statements may succeed in a new transaction. The failure may be the source of
+/// the error, as it is in those of the outbox and the inbox.
 ///
 /// An error type of your own says so by [`Outcome::Conflict`] in its response; [`TxError`] does.
 #[must_use]
@@ -15,9 +16,13 @@ use crate::outcome::Outcome;
     not(feature = "postgres"),
     allow(unreachable_pub, reason = "exported with PostgreSQL")
 )]
-pub fn is_conflict(error: &Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code.len() == 5 && code.starts_with("40"))
+pub fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let database = cause.downcast_ref().and_then(Error::as_database_error);
+        let code = database.and_then(|error| error.code());
+        code.is_some_and(|code| code.len() == 5 && code.starts_with("40"))
+    })
 }
 
 /// A failed statement as the answer of a handler: 500, or, for a

@@ -294,11 +294,11 @@ pub(super) fn refused(error: Error) -> CommitError {
 }
 
 /// A server that reports an `ERROR` has not committed: once the commit is written, only `FATAL` and
-/// `PANIC` are left to it.
+/// `PANIC` are left to it, and a cancelled statement, whose log line may be cancelled after the commit.
 pub(super) fn is_certain(error: &Error) -> bool {
     let error = error.as_database_error();
     let error = error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    error.is_some_and(|error| error.severity() == PgSeverity::Error)
+    error.is_some_and(|error| error.severity() == PgSeverity::Error && error.code() != "57014")
 }
 
 fn code(error: &Error) -> Option<Cow<'_, str>> {
