@@ -18,12 +18,12 @@ use crate::fingerprint::Fingerprint;
 use crate::headers;
 use crate::identity::Identity;
 use crate::layer::{IdempotencyLayer, ShutdownReport};
-use crate::policy::Policy;
+use crate::policy::{Policy, StoreDown};
 use crate::rejection::Code;
 use crate::run::Exchange;
 use crate::scope::Scope;
 use crate::store::transaction::Slot;
-use crate::store::{Store, TransactionalStore, Tx};
+use crate::store::{PhasedStore, Phases, Store, TransactionalStore, Tx};
 
 /// The same promise outside of HTTP: a job, a backfill, a consumer. One operation runs once, whoever
 /// starts it how often, and everybody gets its result.
@@ -115,13 +115,32 @@ impl<S: Store> Boundary<S> {
         F: FnOnce(IdempotencyContext) -> J + Send + 'static,
         J: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let mut job = Some(job);
-        let service = Job(move |request: &mut Request<Body>| {
-            let context = request.extensions().get().cloned();
-            let (Some(context), Some(job)) = (context, job.take()) else {
-                unreachable!("a leased run has a context, and is made once");
+        self.run_leased(identity, fingerprint, policy, |request| {
+            let Some(context) = request.extensions().get().cloned() else {
+                unreachable!("a run has a context");
             };
             job(context)
+        })
+        .await
+    }
+
+    async fn run_leased<T, E, F, J>(
+        &self,
+        identity: Identity,
+        fingerprint: Fingerprint,
+        policy: Policy,
+        begin: F,
+    ) -> Result<Ran<T>, RunError<E>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+        F: FnOnce(&mut Request<Body>) -> J + Send + 'static,
+        J: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let mut begin = Some(begin);
+        let service = Job(move |request: &mut Request<Body>| match begin.take() {
+            Some(begin) => begin(request),
+            None => unreachable!("a leased run is made once"),
         });
         let exchange = self.exchange(policy, identity, fingerprint)?;
         let answer = exchange.detach(|exchange, reply| async move {
@@ -204,6 +223,66 @@ impl<S: TransactionalStore> Boundary<S> {
                 .await;
         });
         read(answer.await).await
+    }
+}
+
+impl<S: PhasedStore> Boundary<S> {
+    /// Runs a job unless it was run before, as [`run`](Self::run) does; what it writes in
+    /// [phases](Phases) is not run again by the attempt that takes over when this one is lost.
+    ///
+    /// # Errors
+    ///
+    /// The job's own, or what kept it from running.
+    ///
+    /// ```no_run
+    /// use tower_idempotency::postgres::{PhaseError, Phases};
+    /// use tower_idempotency::{Boundary, Fingerprint, Identity, Lost, PgStore, Policy, Ran};
+    ///
+    /// # async fn example(store: PgStore) -> Result<(), Box<dyn std::error::Error>> {
+    /// let boundary = Boundary::new(store);
+    /// let identity = Identity::new("acme", "payout", "2026-10");
+    /// let month = Fingerprint::of_bytes(b"2026-10");
+    /// let policy = Policy::high().with_lost(Lost::Rerun);
+    /// let job = |_context, phases: Phases| async move {
+    ///     let key = phases.downstream_key("transfer");
+    ///     // The bank is called here, with the key.
+    ///     phases
+    ///         .run("transferred", async |db| {
+    ///             let insert = sqlx::query("insert into payout (key) values ($1)");
+    ///             insert.bind(key.to_string()).execute(db).await?;
+    ///             Ok::<_, sqlx::Error>(())
+    ///         })
+    ///         .await
+    /// };
+    /// let ran = boundary.run_in_phases(identity, month, policy, job);
+    /// # let _: Ran<()> = ran.await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn run_in_phases<T, E, F, J>(
+        &self,
+        identity: Identity,
+        fingerprint: Fingerprint,
+        policy: Policy,
+        job: F,
+    ) -> Result<Ran<T>, RunError<E>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        E: Send + 'static,
+        F: FnOnce(IdempotencyContext, Phases<S>) -> J + Send + 'static,
+        J: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        // A run that fails open has no claim, and so no phases.
+        let policy = policy.with_store_down(StoreDown::Refuse);
+        self.run_leased(identity, fingerprint, policy, |request| {
+            let extensions = request.extensions();
+            let (context, phases) = (extensions.get().cloned(), extensions.get().cloned());
+            let (Some(context), Some(phases)) = (context, phases) else {
+                unreachable!("a run with a claim has a context and phases");
+            };
+            job(context, phases)
+        })
+        .await
     }
 }
 

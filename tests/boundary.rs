@@ -397,3 +397,43 @@ async fn a_boundary_of_a_layer_shares_its_records_with_the_routes() {
         .unwrap();
     assert_eq!(layer.stats().executed, 1);
 }
+
+/// The phase's closure runs in the first attempt alone, which is lost after it.
+#[tokio::test]
+async fn a_lost_job_is_resumed_after_its_last_finished_phase() {
+    let books = Books::open().await;
+    let (here, there) = (
+        Boundary::new(books.store.clone()),
+        Boundary::new(books.store.clone()),
+    );
+    let policy = || Policy::high().with_lost(Lost::Rerun);
+    let (runs, saved) = (Runs::default(), Arc::new(Notify::new()));
+    let job = |stays: bool| {
+        let (runs, saved) = (runs.clone(), saved.clone());
+        move |_context, phases: tower_idempotency::postgres::Phases| async move {
+            let line = phases
+                .run("written", async |db| {
+                    let insert = sqlx::query("insert into book (note) values ('line')");
+                    insert.execute(db).await?;
+                    Ok::<_, sqlx::Error>(runs.add())
+                })
+                .await
+                .unwrap();
+            saved.notify_one();
+            if stays {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Error>(line)
+        }
+    };
+    let lost = here.run_in_phases(identity(), file(), policy(), job(true));
+    tokio::select! {
+        _ = lost => panic!("it stays"),
+        () = saved.notified() => {}
+    }
+    let over = "update idempotency.record set leased_until = clock_timestamp()";
+    sqlx::query(over).execute(&books.pool).await.unwrap();
+    let ran = there.run_in_phases(identity(), file(), policy(), job(false));
+    assert_eq!(ran.await.unwrap(), Ran::Fresh(1));
+    assert_eq!((books.lines().await, runs.count()), (1, 1));
+}

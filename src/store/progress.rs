@@ -189,7 +189,7 @@ mod tests {
             panic!("too large");
         };
         let shown = refused.to_string();
-        assert_eq!(shown, "`progress` must be at most 65536 bytes, not 65553");
+        assert_eq!(shown, "`progress` must be at most 65536 bytes, not 65555");
     }
 
     #[test]

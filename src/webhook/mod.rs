@@ -65,6 +65,9 @@
 //! `with_required_key(true)` matters: where the `WebhookLayer` was forgotten or is inside, there is
 //! no event, and the route answers 400 in place of letting anybody in.
 //!
+//! An event that comes too early is not a refusal to keep: answer it with
+//! [`Outcome::Release`](crate::Outcome::Release), or a 409 is stored, and given to each later delivery.
+//!
 //! Answer with little, a 204 for example. An answer that is too large to keep is a 410 for the next
 //! delivery, and 410 is how Standard Webhooks are told to stop for good.
 //!
