@@ -4,7 +4,7 @@
 //! [`Action`] to those that [execute a statement](request), or to their [replies](reply). A fault counts
 //! in here how often it [fired](Fault::fired), and a [`Traffic`] tells what a client did.
 //!
-//! ```ignore
+//! ```text
 //! let proxy = Proxy::start(&database.url).await;
 //! let cut = proxy.on(reply("commit")).does(Action::Cut(Close::Reset));
 //! let subject = SUBJECT.start(&Settings::new(&proxy.url(), "high")).await;
