@@ -7,6 +7,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::fired::fired;
 use crate::wait::{PATIENCE, until};
 
 /// A keyed `POST /pay`.
@@ -150,6 +151,7 @@ impl Connection {
     ///
     /// When the other end has gone.
     pub async fn half_close(&mut self) -> Result<()> {
+        fired("half-close");
         self.stream.shutdown().await
     }
 
@@ -169,6 +171,7 @@ impl Connection {
 
     /// Closes in order: the other end reads an end of file.
     pub fn fin(self) {
+        fired("fin");
         drop(self.stream);
     }
 
@@ -181,6 +184,7 @@ impl Connection {
         SockRef::from(&self.stream)
             .set_linger(Some(Duration::ZERO))
             .expect("a socket can linger");
+        fired("reset");
         drop(self.stream);
     }
 

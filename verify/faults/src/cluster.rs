@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::fired::fired;
 use crate::random::{Random, fresh_key};
 use crate::signal;
 use crate::wait::until;
@@ -125,6 +126,7 @@ impl Cluster {
     /// When it does not end.
     pub fn shut(&self, mode: &str) {
         run(self.program("pg_ctl").args(["-m", mode, "-w", "stop"]));
+        fired("server stop");
     }
 
     /// Stops all its processes where they stand; connections stay open, and new ones are accepted by

@@ -20,6 +20,8 @@ use tower_idempotency::{
     Fingerprint, Identity, RecordId, References, Store, StoreError, TransactionalStore,
 };
 
+use crate::fired::fired;
+
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,6 +69,7 @@ impl Failpoints {
         if !self.is_armed(name) {
             return;
         }
+        fired(&format!("failpoint {name}"));
         eprint!("{}", marker(name));
         let mut actions = self.0.subscribe();
         // The sender lives as long as this does.

@@ -19,7 +19,10 @@ pub mod client;
 pub mod cluster;
 pub mod database;
 pub mod failpoint;
+#[path = "../../../tests/common/fired.rs"]
+pub mod fired;
 pub mod ledger;
+pub mod matrix;
 pub mod process;
 pub mod proxy;
 pub mod random;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::client::{Answer, Connection};
+use crate::fired::fired;
 use crate::signal;
 use crate::wait::{PATIENCE, until};
 
@@ -115,11 +116,13 @@ impl Subject {
         self.child.kill().expect("a child can be killed");
         let status = self.child.wait().expect("a child can be waited for");
         assert_eq!(status.signal(), Some(9), "it ended by itself: {status}");
+        fired("kill");
     }
 
     /// SIGTERM.
     pub fn terminate(&self) {
         signal::send(self.pid(), "TERM");
+        fired("term");
     }
 
     /// SIGSTOP, until [`go_on`](Self::go_on).

@@ -46,10 +46,3 @@ pub fn fresh_key() -> String {
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     format!("key-{count}-{:016x}", RandomState::new().hash_one(count))
 }
-
-/// How often a test repeats: `default`, or what the environment says.
-#[must_use]
-pub fn rounds(variable: &str, default: u64) -> u64 {
-    let asked = env::var(variable).ok().and_then(|n| n.parse().ok());
-    asked.unwrap_or(default)
-}

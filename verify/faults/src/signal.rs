@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use crate::fired::fired;
 use crate::wait::until;
 
 /// Sends a signal by its name. The shell's own `kill` is everywhere, and needs no unsafe code.
@@ -29,6 +30,7 @@ pub async fn stop(pid: u32) {
         (state(pid) == Some('T')).then_some(())
     })
     .await;
+    fired("stop");
 }
 
 /// Lets a stopped process go on.

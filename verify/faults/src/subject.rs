@@ -38,6 +38,7 @@ use tower_idempotency::{
 };
 
 use crate::failpoint::{Action, Failing, Failpoints};
+use crate::fired::fired;
 use crate::ledger::{Entry, Ledger, Write, sqlite_options};
 use crate::random::fresh_key;
 use crate::settings::Settings;
@@ -315,6 +316,7 @@ impl Behaviour {
     /// What the handler does between its write and its answer.
     async fn act(&self) {
         if self.hang {
+            fired("hang");
             std::future::pending::<()>().await;
         }
         tokio::time::sleep(Duration::from_millis(self.delay)).await;
@@ -324,6 +326,7 @@ impl Behaviour {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if self.panic {
+            fired("panic");
             std::panic::resume_unwind(Box::new("asked to"));
         }
     }

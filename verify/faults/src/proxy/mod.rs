@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::fired::fired;
 use connection::Connection;
 pub use exchange::Exchange;
 use rule::Rules;
@@ -146,21 +147,25 @@ impl Proxy {
 
     /// Passes nothing on, of whatever connection, until it is [healed](Self::heal).
     pub fn blackhole(&self) {
+        fired("proxy blackhole");
         self.switch(|switch| switch.is_blackhole = true);
     }
 
     /// Passes nothing on of the connections that are there, for ever; new ones are served.
     pub fn strand(&self) {
+        fired("proxy strand");
         self.switch(|switch| switch.strandings += 1);
     }
 
     /// Resets new connections, until it is [healed](Self::heal).
     pub fn refuse(&self) {
+        fired("proxy refuse");
         self.switch(|switch| switch.is_refusing = true);
     }
 
     /// Resets the connections that are there, silent ones too.
     pub fn cut(&self) {
+        fired("proxy cut all");
         self.switch(|switch| switch.cuts += 1);
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::exchange::{Exchange, normal};
+use crate::fired::fired;
 use crate::wait::PATIENCE;
 
 /// Which messages a rule is about.
@@ -65,6 +66,19 @@ pub enum Action {
     },
     /// The server fails with this SQLSTATE in place of executing it. For requests.
     Fail(&'static str),
+}
+
+impl Action {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Delay(_) => "proxy delay",
+            Self::Hold => "proxy hold",
+            Self::Cut(_) => "proxy cut",
+            Self::CutClient => "proxy cut client",
+            Self::Blackhole { .. } => "proxy blackhole",
+            Self::Fail(_) => "proxy fail",
+        }
+    }
 }
 
 /// A rule that is being made.
@@ -179,6 +193,7 @@ impl Fault {
 
     pub(super) fn fire(&self) -> &Action {
         self.0.fired.send_modify(|fired| *fired += 1);
+        fired(self.0.action.name());
         &self.0.action
     }
 

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use faults::client::{Answer, Connection, Pay};
 use faults::database::Database;
+use faults::fired::fired;
+use faults::matrix::size;
 use faults::process::Subject;
-use faults::random::rounds;
 use futures_util::future::join_all;
 
 use crate::{SUBJECT, assert_replays, on_every_store, warm};
@@ -46,7 +47,7 @@ async fn execute_once(database: Database, processes: usize) {
     .await;
     let began = Instant::now();
     let mut kinds = BTreeMap::new();
-    for round in 0..rounds("FAULTS_ROUNDS", 2) {
+    for round in 0..size("C01") {
         // Every other handler ends while the duplicates are still being answered.
         let pay = Pay::new(if round % 2 == 0 { "delay=40" } else { "" });
         let answers = at_once(&subjects, &vec![pay.clone(); DUPLICATES]).await;
@@ -72,7 +73,7 @@ async fn get_equal_answers(database: Database, processes: usize) {
     let settings = database.settings("high").with(|s| s.wait = Some(20_000));
     let subjects = warm::<16>(SUBJECT.start_all(processes, &settings).await).await;
     let began = Instant::now();
-    for _ in 0..rounds("FAULTS_ROUNDS", 2) {
+    for _ in 0..size("C01") {
         let pay = Pay::new("delay=40");
         let answers = at_once(&subjects, &vec![pay.clone(); DUPLICATES]).await;
         let first = the_one_execution(&answers);
@@ -88,7 +89,7 @@ async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_
     database: Database,
 ) {
     let subjects = warm::<16>(SUBJECT.start_all(2, &database.settings("high")).await).await;
-    for _ in 0..rounds("FAULTS_ROUNDS", 2) {
+    for _ in 0..size("C01") {
         let pay = Pay::new("delay=20");
         let bodies = (0..DUPLICATES).map(|n| pay.with_body(&format!(r#"{{"amount":{n}}}"#)));
         let pays: Vec<_> = bodies.collect();
@@ -112,6 +113,7 @@ async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_
 
 /// Connects all, and only then sends.
 async fn at_once(subjects: &[Subject], pays: &[Pay]) -> Vec<Answer> {
+    fired("duplicates");
     let ports = subjects.iter().map(|subject| subject.port).cycle();
     let opening = ports.take(pays.len()).map(Connection::open);
     let connections = join_all(opening).await;

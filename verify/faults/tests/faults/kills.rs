@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use faults::client::{Answer, Pay};
 use faults::database::Database;
+use faults::matrix::size;
 use faults::process::Subject;
-use faults::random::{Random, rounds};
+use faults::random::Random;
 use futures_util::future::join_all;
 use http::Response;
 use tower_idempotency::Envelope;
@@ -143,7 +144,7 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
     let mut subject = warm::<AT_ONCE>(vec![SUBJECT.start(&settings).await])
         .await
         .remove(0);
-    for _ in 0..rounds("FAULTS_KILLS", 10) {
+    for _ in 0..size("A07") {
         let sent = kill_while_at_work(subject, &mut random).await;
         for Sent { pay, answer } in &sent {
             let hit = moment(database, pay, answer.as_ref()).await;

@@ -1,6 +1,6 @@
 //! The faults, one module a group; names begin with the row of the table of faults that they are.
 //!
-//! `FAULTS_ROUNDS` and `FAULTS_KILLS` make the repeating ones longer, `FAULTS_SEED` repeats a run.
+//! `FAULTS_SIZE=full` makes the repeating ones as long as the table says, `FAULTS_SEED` repeats a run.
 
 #![allow(
     clippy::unwrap_used,

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use faults::client::{Answer, Pay};
 use faults::cluster::Cluster;
 use faults::database::Database;
+use faults::matrix::size;
 use faults::process::Subject;
-use faults::random::{Random, rounds};
+use faults::random::Random;
 use faults::settings::Settings;
 use faults::wait::{Gate, until};
 use futures_util::future::join_all;
@@ -197,7 +198,7 @@ async fn x6_an_answer_that_waits_for_longer_than_its_lease_is_still_the_answer()
         s.lease = Some(1000);
     });
     let subject = SUBJECT.start(&settings).await;
-    for _ in 0..rounds("FAULTS_ROUNDS", 2) {
+    for _ in 0..2 {
         x6(&cluster, &ledger, &subject, Duration::from_millis(1500)).await;
     }
 }
@@ -237,7 +238,7 @@ async fn d01_answers_given_before_and_while_the_server_crashes_are_replayed_afte
     let settings = settings(&cluster.url(), &ledger, "high").with(|s| s.lease = Some(1000));
     let subject = SUBJECT.start(&settings).await;
     let mut random = Random::seeded("crashes");
-    let (mut sent, crashes) = (Vec::new(), rounds("FAULTS_CRASHES", 3));
+    let (mut sent, crashes) = (Vec::new(), size("D01"));
     let mut met = 0;
     for _ in 0..crashes {
         let running = send_for(&subject, Duration::from_millis(600));

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use faults::database::Database;
 use faults::ledger::Ledger;
-use faults::random::{Random, rounds};
+use faults::matrix::size;
+use faults::random::Random;
 
 use super::settings;
 use crate::kills::{AT_ONCE, Sent, kill_while_at_work, replays, retry_until_settled};
@@ -22,7 +23,7 @@ async fn a07_a_kill_at_any_moment_leaves_effect_and_answer_or_neither_and_a_retr
     let (mut all, mut hits) = (Vec::new(), BTreeMap::new());
     let start = async || warm::<AT_ONCE>(vec![SUBJECT.start(&settings).await]).await;
     let mut subject = start().await.remove(0);
-    for _ in 0..rounds("FAULTS_KILLS", 10) {
+    for _ in 0..size("A07") {
         let sent = kill_while_at_work(subject, &mut random).await;
         for Sent { pay, answer } in &sent {
             let effects = database.effects(&pay.key).await;

@@ -1,0 +1,133 @@
+//! The table of faults: what is injected, what must hold, how often, and which tests do it.
+//!
+//! A test is of the row that its name begins with: `a04_after_a_crash_..` is of A04.
+
+mod rows;
+
+pub use rows::ROWS;
+
+/// The groups of rows, by the first letter of their ids.
+pub const GROUPS: &[(char, &str)] = &[
+    ('A', "Crash of the application"),
+    ('B', "Cancellation and disconnect"),
+    ('C', "Concurrency and fencing"),
+    ('D', "Database faults"),
+    ('E', "Expiry and clocks"),
+    ('F', "Abuse and odd input"),
+    ('G', "Outbox"),
+    ('H', "Inbox and webhooks"),
+    ('I', "Downstream calls"),
+    ('J', "Operations"),
+    ('K', "Several regions, portable SQL"),
+];
+
+/// The groups in which every row has to have tests.
+pub const GATE: std::ops::RangeInclusive<char> = 'A'..='E';
+
+/// What must hold, whatever happens.
+pub const INVARIANTS: &[&str] = &[
+    "at most one committed effect per scope, operation and key within retention",
+    "effect if and only if record: on a transactional route both carry one transaction id",
+    "a replay equals the answer: status, replayable headers and body bytes",
+    "no lost reply: once a client saw a recorded reply, every later request within retention gets it",
+    "no stuck key: with the faults off, every key is terminal, held, or claimable within one lease",
+    "fencing: no write of an attempt is accepted after the next one has claimed",
+    "a mismatch never executes and shows nothing of the stored request; scopes never meet",
+    "store down: the mode that the route declares, closed by default (503, handler not run)",
+    "outbox: published at least once if committed, never if rolled back, in order per partition, \
+     under one id",
+    "inbox: one effect per source and message id in the window; acknowledged only after the commit",
+    "hygiene: the pool comes back full, nothing is idle in a transaction, no connection is poisoned, \
+     memory and tasks are bounded",
+    "accounting: outcome counters sum to keyed requests; no raw keys or payloads in labels or logs",
+];
+
+/// One fault.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// A letter and two digits.
+    pub id: &'static str,
+    /// What goes wrong.
+    pub fault: &'static str,
+    /// How it is made to.
+    pub injection: &'static str,
+    /// What must hold nevertheless.
+    pub holds: &'static str,
+    /// How often it is injected: in a small run, in a full one, and of what. `runs` are runs of the
+    /// tests; anything else is counted within them, by [`size`].
+    pub size: (u64, u64, &'static str),
+    /// Where its tests are: `target`, for those that begin with its id, or `target:prefix`.
+    pub tests: &'static [&'static str],
+    /// Why there is no test.
+    pub not_yet: Option<&'static str>,
+}
+
+const fn row(
+    id: &'static str,
+    fault: &'static str,
+    injection: &'static str,
+    holds: &'static str,
+) -> Row {
+    Row {
+        id,
+        fault,
+        injection,
+        holds,
+        size: (1, 3, RUNS),
+        tests: &["faults"],
+        not_yet: None,
+    }
+}
+
+/// The unit of rows whose tests are run over and over.
+pub const RUNS: &str = "runs";
+
+impl Row {
+    const fn repeated(self, small: u64, full: u64, unit: &'static str) -> Self {
+        Self {
+            size: (small, full, unit),
+            ..self
+        }
+    }
+
+    const fn tested_by(self, tests: &'static [&'static str]) -> Self {
+        Self { tests, ..self }
+    }
+
+    const fn not_yet(self, why: &'static str) -> Self {
+        Self {
+            not_yet: Some(why),
+            tests: &[],
+            ..self
+        }
+    }
+
+    /// The letter of its group.
+    #[must_use]
+    pub fn group(&self) -> char {
+        self.id.chars().next().unwrap_or_default()
+    }
+
+    /// How often it is to be injected in this run.
+    #[must_use]
+    pub fn times(&self) -> u64 {
+        if is_full() { self.size.1 } else { self.size.0 }
+    }
+}
+
+/// Whether this run is of the full size: `FAULTS_SIZE=full`.
+#[must_use]
+pub fn is_full() -> bool {
+    std::env::var_os("FAULTS_SIZE").is_some_and(|size| size == "full")
+}
+
+/// How often the tests of a row inject its fault in this run.
+///
+/// # Panics
+///
+/// When there is no such row.
+#[must_use]
+pub fn size(id: &str) -> u64 {
+    let row = ROWS.iter().find(|row| row.id == id);
+    row.expect("a row of the table").times()
+}
