@@ -227,6 +227,7 @@ async fn h02_a_worker_that_dies_between_its_commit_and_its_acknowledgement_has_o
     let taken = worker::take_in(&fixture.pool, &message).await.unwrap();
     assert_eq!(taken, Once::First);
     drop((message, messages));
+    common::fired::fired("worker ends");
 
     let (pool, next) = (fixture.pool.clone(), consumer.clone());
     let worker = tokio::spawn(async move { worker::work(&pool, next).await });

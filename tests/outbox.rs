@@ -36,6 +36,7 @@ use tower_idempotency::outbox::{
 };
 
 use common::database::TestDatabase;
+use common::fired::fired;
 
 /// A migrated database, and the application's pool.
 struct Fixture {
@@ -147,7 +148,11 @@ impl Recorder {
 impl Publisher for Recorder {
     async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
         self.0.published.lock().unwrap().push(message.clone());
-        (self.0.answer)(message)
+        let answer = (self.0.answer)(message);
+        if answer.is_err() {
+            fired("publisher fails");
+        }
+        answer
     }
 }
 

@@ -28,6 +28,8 @@ use tower_idempotency::{
     Code, Detached, Duplicates, IdempotencyContext, IdempotencyLayer, MemoryStore, Policy, Scope,
 };
 
+mod common;
+
 #[path = "cases/site.rs"]
 mod site;
 use site::{Runs, Sent, Site};

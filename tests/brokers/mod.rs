@@ -21,6 +21,7 @@ use tower_idempotency::PgStore;
 use tower_idempotency::outbox::{self, Backlog, Message, MessageId, Outbox, Publisher, Relay};
 
 use super::common::database::TestDatabase;
+use super::common::fired::fired;
 
 const NEEDED: &str = "this test needs a broker: run ./scripts/brokers";
 
@@ -94,7 +95,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         let group = format!("-{}", self.0.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.0.wait();
+        if self.0.wait().is_ok_and(|status| !status.success()) {
+            fired("broker ends");
+        }
     }
 }
 

@@ -145,6 +145,7 @@ async fn x4_an_error_of_the_inner_service_reaches_its_client_and_follows_the_ris
             let runs = runs.clone();
             async move {
                 runs.fetch_add(1, Ordering::SeqCst);
+                crate::common::fired::fired("inner error");
                 Err::<axum::response::Response, _>(std::io::Error::other("connection reset"))
             }
         });

@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower_idempotency::{IdempotencyLayer, Policy, Store};
 
+use crate::common::fired::fired;
+
 /// Longer than anything takes: a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -71,6 +73,7 @@ impl Site {
             }
         };
         tokio::time::timeout(PATIENCE, read).await.unwrap();
+        fired("request");
         String::from_utf8_lossy(&answer).into_owned()
     }
 }
@@ -168,6 +171,7 @@ impl Sent {
         let host = address.to_string().parse().unwrap();
         request.headers_mut().insert("host", host);
         let response = sender.send_request(request).await.unwrap();
+        fired("request");
         let (parts, body) = response.into_parts();
         Answer {
             status: parts.status,

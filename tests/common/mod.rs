@@ -1,2 +1,3 @@
 //! What the tests share.
 pub mod database;
+pub mod fired;

@@ -3,6 +3,8 @@
 use tokio::task::JoinSet;
 use tower_idempotency::inbox::{InboxErrorKind, Once, once};
 
+use crate::common::fired::fired;
+
 use super::{Fixture, effect};
 
 /// One delivery, as a consumer handles it.
@@ -50,6 +52,7 @@ async fn h01_a_hundred_deliveries_at_once_have_one_effect() {
         deliveries.spawn(deliver(fixture.pool.clone(), "queue", "m1"));
     }
     let taken = deliveries.join_all().await;
+    fired("deliveries at once");
     let firsts = taken.iter().filter(|taken| **taken == Once::First).count();
     assert_eq!((firsts, fixture.effects().await), (1, 1));
 }
@@ -70,6 +73,7 @@ async fn h02_a_crash_before_the_commit_leaves_the_message_to_the_next_delivery()
     fixture
         .execute(&format!("select pg_terminate_backend({pid})"))
         .await;
+    fired("backend ends");
     let again = deliver(fixture.pool.clone(), "queue", "m1").await;
     assert_eq!(again, Once::First);
     drop(crashed);

@@ -18,6 +18,7 @@ async fn filled(fixture: &Fixture, count: u32, age: &str) {
 async fn h05_a_message_is_remembered_for_longer_than_webhooks_are_repeated() {
     let fixture = Fixture::new().await;
     filled(&fixture, 1, "76 hours").await;
+    crate::common::fired::fired("76 hours");
     let sweeper = InboxSweeper::new(fixture.store.clone());
     assert_eq!(sweeper.sweep().await.unwrap(), 0);
     let mut transaction = fixture.pool.begin().await.unwrap();

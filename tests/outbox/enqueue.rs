@@ -7,11 +7,12 @@ use super::{Fixture, Recorder, message};
 const GRACE: std::time::Duration = std::time::Duration::from_secs(20);
 
 #[tokio::test]
-async fn t7_what_was_rolled_back_is_never_published() {
+async fn g01_what_was_rolled_back_is_never_published() {
     let fixture = Fixture::new().await;
     let mut transaction = fixture.pool.begin().await.unwrap();
     let lost = outbox::enqueue(&mut transaction, message("a", 1)).await;
     transaction.rollback().await.unwrap();
+    crate::common::fired::fired("rollback");
     let kept = fixture.commit(message("a", 2)).await;
 
     let recorder = Recorder::new();

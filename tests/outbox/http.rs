@@ -11,6 +11,8 @@ use tokio::net::TcpListener;
 use tower_idempotency::outbox::HttpPublisher;
 use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
 
+use crate::common::fired::fired;
+
 use super::{Fixture, message, until};
 
 const GRACE: Duration = Duration::from_secs(20);
@@ -127,6 +129,7 @@ async fn g09_a_receiver_with_the_layer_takes_a_message_in_once() {
                 available_at = clock_timestamp()",
         )
         .await;
+    fired("acknowledgement lost");
     until("it was sent twice", async || relay.stats().sent == 2).await;
     assert!(relay.shutdown(GRACE).await);
     assert_eq!(receiver.bodies(), ["1"]);
@@ -143,6 +146,7 @@ async fn g08_a_receiver_that_is_not_there_costs_no_attempts() {
     let relay = fixture.relay(publisher).with_max_attempts(1);
     let relay = relay.unwrap().spawn();
     until("it was tried", async || relay.stats().unavailable >= 2).await;
+    fired("receiver away");
     let receiver = Receiver::new(|_| StatusCode::OK);
     let listener = TcpListener::bind(address).await.unwrap();
     let router = receiver.router();

@@ -9,6 +9,8 @@ use tokio::task::JoinSet;
 use tower_idempotency::PgStore;
 use tower_idempotency::outbox::{self, Message, Outgoing, PublishError, Publisher, Relay};
 
+use crate::common::fired::fired;
+
 use super::{Fixture, Recorder, hurry, message, until};
 
 const GRACE: Duration = Duration::from_secs(20);
@@ -51,6 +53,7 @@ async fn g04_what_commits_after_later_ids_is_not_passed_over() {
         .unwrap();
     let early = fixture.commit(message("fast", 1)).await;
     assert!(late < early);
+    fired("commit late");
 
     let recorder = Recorder::new();
     let relay = fixture.relay(recorder.clone()).spawn();
@@ -87,6 +90,7 @@ fn dice(sides: u64) -> u64 {
 
 impl Publisher for Chaos {
     async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
+        fired("dice");
         match dice(20) {
             0 => return Err(PublishError::retryable("refused")),
             1 if dice(10) == 0 => return Err(PublishError::unavailable("gone")),

@@ -7,6 +7,8 @@ use tokio::sync::{Notify, Semaphore};
 use tower_idempotency::PgStore;
 use tower_idempotency::outbox::{Outgoing, PublishError, Publisher};
 
+use crate::common::fired::fired;
+
 use super::{Fixture, Recorder, message, until};
 
 const GRACE: Duration = Duration::from_secs(20);
@@ -33,6 +35,7 @@ impl Publisher for Paused {
     async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
         self.recorder.publish(message).await?;
         self.published.notify_one();
+        fired("relay waits");
         drop(self.go_on.acquire().await);
         Ok(())
     }
@@ -52,6 +55,7 @@ async fn g02_a_relay_that_dies_before_its_mark_leaves_the_same_id_to_the_next() 
     paused.published.notified().await;
     dying.abort();
     assert!(dying.await.unwrap_err().is_cancelled());
+    fired("relay ends");
 
     fixture.execute(EXPIRE).await;
     let next = fixture.relay(recorder.clone()).spawn();
@@ -195,7 +199,7 @@ const IDLE: &str = "select count(*) from pg_stat_activity
     where datname = current_database() and state = 'idle' and query like '%as claimable%'";
 
 #[tokio::test]
-async fn g07_a_listening_relay_is_woken_by_a_message_that_notifies() {
+async fn a_listening_relay_is_woken_by_a_message_that_notifies() {
     let fixture = Fixture::new().await;
     let recorder = Recorder::new();
     let relay = fixture.relay(recorder.clone()).with_listen(true);
@@ -223,6 +227,7 @@ async fn g07_a_relay_whose_listening_connection_was_cut_still_polls() {
         fixture.number(cut).await > 0
     })
     .await;
+    fired("listener cut");
     let id = fixture.commit(message("a", 1)).await;
     until("it is published", async || recorder.ids() == [id]).await;
     assert!(relay.shutdown(GRACE).await);
@@ -268,6 +273,7 @@ async fn g10_a_transaction_left_open_elsewhere_holds_nothing_up() {
         .await
         .unwrap();
     let recorder = Recorder::new();
+    fired("transaction open");
     let relay = fixture.relay(recorder.clone()).spawn();
     let id = fixture.commit(message("a", 1)).await;
     until("it is published", async || recorder.ids() == [id]).await;

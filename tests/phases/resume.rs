@@ -36,6 +36,7 @@ pub async fn crashed_at(
     let crash = async {
         script.reached().await;
         node.crash();
+        crate::common::fired::fired("attempt ends");
     };
     let (answer, ()) = tokio::join!(node.order(""), crash);
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);

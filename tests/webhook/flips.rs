@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
+use crate::common::fired::fired;
 use crate::sender::{ALL, Delivery, Provider};
 
 /// The parts of a delivery that its signature covers, and the signature.
@@ -42,6 +43,7 @@ fn verifies(
             }
         }
     }
+    fired("delivery");
     let now = UNIX_EPOCH + Duration::from_secs(delivery.time);
     Some(provider.keyed().verify(&headers, body, now).is_ok())
 }

@@ -1,8 +1,11 @@
 //! The table of faults: what is injected, what must hold, how often, and which tests do it.
+//! [`runner`] runs it, [`docs`] makes a page of it.
 //!
 //! A test is of the row that its name begins with: `a04_after_a_crash_..` is of A04.
 
+pub mod docs;
 mod rows;
+pub mod runner;
 
 pub use rows::ROWS;
 
@@ -108,20 +111,15 @@ impl Row {
         self.id.chars().next().unwrap_or_default()
     }
 
-    /// How often it is to be injected in this run.
+    /// How often it is injected.
     #[must_use]
-    pub fn times(&self) -> u64 {
-        if is_full() { self.size.1 } else { self.size.0 }
+    pub fn times(&self, is_full: bool) -> u64 {
+        if is_full { self.size.1 } else { self.size.0 }
     }
 }
 
-/// Whether this run is of the full size: `FAULTS_SIZE=full`.
-#[must_use]
-pub fn is_full() -> bool {
-    std::env::var_os("FAULTS_SIZE").is_some_and(|size| size == "full")
-}
-
-/// How often the tests of a row inject its fault in this run.
+/// How often the tests of a row inject its fault in this run, which is of the full size where the
+/// environment says `FAULTS_SIZE=full`.
 ///
 /// # Panics
 ///
@@ -129,5 +127,35 @@ pub fn is_full() -> bool {
 #[must_use]
 pub fn size(id: &str) -> u64 {
     let row = ROWS.iter().find(|row| row.id == id);
-    row.expect("a row of the table").times()
+    let is_full = std::env::var_os("FAULTS_SIZE").is_some_and(|size| size == "full");
+    row.expect("a row of the table").times(is_full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_of_a_group_and_there_once() {
+        let groups = GROUPS.iter().map(|(group, _)| *group);
+        assert!(ROWS.is_sorted_by(|one, other| one.id < other.id));
+        assert!(
+            ROWS.iter()
+                .all(|row| groups.clone().any(|group| group == row.group()))
+        );
+    }
+
+    #[test]
+    fn no_row_of_the_gate_is_excused() {
+        let mut gate = ROWS.iter().filter(|row| GATE.contains(&row.group()));
+        assert_eq!(gate.clone().count(), 63);
+        assert!(gate.all(|row| row.not_yet.is_none()));
+    }
+
+    #[test]
+    fn the_page_is_made_of_this_table() {
+        let page = docs::page(include_str!("../../results.txt"));
+        let is_current = page == include_str!("../../../../docs/faults.md");
+        assert!(is_current, "run ./scripts/faults --docs");
+    }
 }
