@@ -18,7 +18,10 @@ async fn cancel_after<F: Future>(polls: usize, future: F) -> bool {
         count += 1;
         match future.as_mut().poll(context) {
             Poll::Ready(_) => Poll::Ready(true),
-            Poll::Pending if count >= polls => Poll::Ready(false),
+            Poll::Pending if count >= polls => {
+                crate::common::fired::fired("cancelled");
+                Poll::Ready(false)
+            }
             Poll::Pending => Poll::Pending,
         }
     })

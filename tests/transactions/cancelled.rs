@@ -40,7 +40,9 @@ impl<F: Future + Unpin> Future for Cut<F> {
             Some(Poll::Ready(output)) => Poll::Ready(Some(output)),
             Some(Poll::Pending) if self.late || self.polls > 0 => Poll::Pending,
             _ => {
-                self.future = None;
+                if self.future.take().is_some() {
+                    crate::common::fired::fired("cancelled");
+                }
                 Poll::Ready(None)
             }
         }
