@@ -22,11 +22,21 @@ fn main() -> ExitCode {
             "--full" => is_full = true,
             "--fresh" => is_fresh = true,
             "--docs" => return write_page(),
-            _ => asked.push(argument.to_uppercase()),
+            _ => asked.push(argument),
         }
     }
-    let is_asked = |row: &&Row| asked.is_empty() || asked.iter().any(|id| row.id.starts_with(id));
-    let rows: Vec<_> = ROWS.iter().filter(is_asked).collect();
+    let is_asked = |row: &&Row| {
+        asked
+            .iter()
+            .any(|id| row.id.starts_with(&id.to_uppercase()))
+    };
+    let mut rows: Vec<_> = ROWS
+        .iter()
+        .filter(|row| asked.is_empty() || is_asked(row))
+        .collect();
+    // Tests that are of no row.
+    let others = asked.iter().filter(|asked| asked.contains(':'));
+    rows.extend(others.map(|tests| &*Box::leak(Box::new(Row::of_tests(tests)))));
     if rows.is_empty() {
         eprintln!("no such row or group: {}", asked.join(" "));
         return ExitCode::from(2);

@@ -105,6 +105,22 @@ impl Row {
         }
     }
 
+    /// Tests that are of no row: `target:prefix`, in a program's words.
+    #[must_use]
+    pub fn of_tests(tests: &str) -> Self {
+        let tests: &'static str = Box::leak(tests.to_owned().into_boxed_str());
+        Self {
+            tests: Box::leak(Box::new([tests])),
+            ..row(tests, "", "", "")
+        }
+    }
+
+    /// Whether it is one of the table, whose faults are counted.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        !self.id.contains(':')
+    }
+
     /// The letter of its group.
     #[must_use]
     pub fn group(&self) -> char {
