@@ -15,6 +15,7 @@ use crate::envelope::Envelope;
 use crate::error::ConfigError;
 use crate::extract::{IdempotencyContext, Standing};
 use crate::identity::Identity;
+use crate::operation;
 use crate::policy::{EXECUTION_LIMIT, Lost};
 use crate::running::Running;
 use crate::store::phases::Times;
@@ -32,7 +33,8 @@ type Function<S> =
 /// An operation is abandoned when a [phase](Phases) of it is finished, its lease is over, and its
 /// policy lets it be run again ([`Lost::Rerun`]), or its last answer freed its key. A function that
 /// is registered for its name takes it to its end, under a claim as a retry would have it, and what
-/// it answers is what a client gets that comes back after all.
+/// it answers is what a client gets that comes back after all. So an operation whose client was told
+/// that it failed for now (an answer that frees the key) is finished, too.
 ///
 /// The function has no request: what it needs is what the first phase saved.
 ///
@@ -127,7 +129,22 @@ impl<S: PhasedStore> Completer<S> {
     }
 
     /// Finishes the operations of this name: method and route template, or what the policy calls them.
-    /// An error of the function is logged, and the operation is tried again in the next round.
+    /// Names of parameters do not matter. An error of the function is logged, and the operation is
+    /// tried again in each round from then on: keep an eye on [`Finished::failed`] or on the log.
+    ///
+    /// A function that needs something of the application's clones it for each operation:
+    ///
+    /// ```no_run
+    /// # use tower_idempotency::{Completer, Envelope, PgStore};
+    /// # #[derive(Clone)] struct Bank;
+    /// # impl Bank { async fn charge(&self, _key: &str) -> Result<Envelope, std::io::Error> { unimplemented!() } }
+    /// # fn example(completer: Completer<PgStore>, bank: Bank) -> Completer<PgStore> {
+    /// completer.register("POST /orders/{id}/checkout", move |operation| {
+    ///     let bank = bank.clone();
+    ///     async move { Ok(bank.charge(&operation.phases().downstream_key("charge")).await?) }
+    /// })
+    /// # }
+    /// ```
     #[must_use]
     pub fn register<F, Fut>(mut self, operation: impl Into<String>, function: F) -> Self
     where
@@ -135,7 +152,11 @@ impl<S: PhasedStore> Completer<S> {
         Fut: Future<Output = Answered> + Send + 'static,
     {
         let function: Arc<Function<S>> = Arc::new(move |operation| Box::pin(function(operation)));
-        self.functions.insert(operation.into(), function);
+        let operation = operation.into();
+        if let Ok((_, erased)) = operation::of_route(&operation) {
+            self.functions.insert(erased, function.clone());
+        }
+        self.functions.insert(operation, function);
         self
     }
 

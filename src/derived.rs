@@ -100,12 +100,16 @@ impl DerivedKey {
         let Some(derived) = (self.derive)(parts, body) else {
             return sent.map(str::to_owned);
         };
-        let digest = Fields::new("tower-idempotency derived key 1")
-            .push(derived.as_bytes())
-            .finish();
-        let sent = sent.unwrap_or_default();
-        Some(format!("{sent}\tderived {}", hex::encode(digest)))
+        Some(key_of(&derived, sent.unwrap_or_default()))
     }
+}
+
+/// The key of what a request tells, and what its client sent.
+pub(crate) fn key_of(derived: &str, sent: &str) -> String {
+    let digest = Fields::new("tower-idempotency derived key 1")
+        .push(derived.as_bytes())
+        .finish();
+    format!("{sent}\tderived {}", hex::encode(digest))
 }
 
 /// Two are equal when one is a clone of the other.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use uuid::{Uuid, Variant};
 
 use crate::digest::Fields;
+use crate::error::ConfigError;
+use crate::operation;
 
 /// Who asks (scope), for what (operation), under which key: the identity of one logical operation.
 ///
@@ -113,6 +115,29 @@ impl Identity {
         uuid::Builder::from_custom_bytes(bytes)
             .into_uuid()
             .to_string()
+    }
+
+    /// The identity that a request to a route of axum has: as [`new`](Self::new), with the method and
+    /// template of the route, whose names of parameters do not matter.
+    ///
+    /// ```
+    /// use tower_idempotency::Identity;
+    ///
+    /// let cancelled = Identity::of_route("acme", "POST /orders/{id}/cancel", "8e03978e")?;
+    /// assert_eq!(cancelled.operation(), "POST /orders/{}/cancel");
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `route` that is not a method and a template.
+    pub fn of_route(
+        scope: impl Into<String>,
+        route: &str,
+        key: impl Into<String>,
+    ) -> Result<Self, ConfigError> {
+        let (_, operation) = operation::of_route(route)?;
+        Ok(Self::new(scope, operation, key))
     }
 
     /// The key as it was normalised.

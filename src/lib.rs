@@ -79,7 +79,6 @@
 //! - [`keys`]: who makes them, of what, and for how long they are kept.
 //! - `webhook`, with the feature of that name: providers' events, each handled once.
 //! - [`problems`]: what each `code` of an answer means.
-//! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records.
 //! - `outbox` and `inbox`: messages sent and taken in with the writes of one transaction.
 //! - [`store`]: choosing a store, held records, stores of your own; [`Sweeper`]: deleting old records;
 //!   [`Completer`]: finishing what was abandoned.

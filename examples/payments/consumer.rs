@@ -67,7 +67,7 @@ async fn receive(
         Ok(()) => StatusCode::NO_CONTENT,
         Err(cause) => {
             tracing::warn!(%cause, "not taken in");
-            StatusCode::SERVICE_UNAVAILABLE
+            StatusCode::INTERNAL_SERVER_ERROR
         }
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! # async fn example(pool: sqlx::PgPool, id: &str) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut transaction = pool.begin().await?;
-//! if inbox::once(&mut transaction, "billing", id).await? == Once::First {
+//! if inbox::once(&mut transaction, "orders to billing", id).await? == Once::First {
 //!     // The effect, through `transaction`.
 //! }
 //! transaction.commit().await?;

@@ -19,7 +19,9 @@ pub enum Once {
 
 /// Takes in the message `message_id` of `source` in the transaction that `connection` is in.
 ///
-/// `source` says whose ids they are: a queue, a provider. Both have at most 255 bytes. Of two
+/// `source` says whose ids they are and who takes them in: `orders to billing`, where billing and
+/// shipping both take in the messages of orders in one database. Under one name, the second of them
+/// would find the message taken in, and lose its effect. Both names have at most 255 bytes. Of two
 /// deliveries at once the second waits for the first: it is a duplicate if that commits, and the
 /// first if that is rolled back. Take the message in first of all, or two deliveries can deadlock
 /// over what they write before.

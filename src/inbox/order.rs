@@ -47,6 +47,11 @@ pub enum InOrder {
 /// entity is locked to the end of the transaction, so that two deliveries at once come one after
 /// the other.
 ///
+/// Who writes the messages numbers them: the version of the entity, in the payload or in a
+/// [header](crate::outbox::Message::with_header). The number alone makes a message take effect once;
+/// [`once`](super::once) is not needed beside it, and must not be committed on a gap, or the message
+/// is a duplicate when it is delivered again.
+///
 /// # Errors
 ///
 /// See [`InboxErrorKind`].

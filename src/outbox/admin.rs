@@ -30,6 +30,14 @@ update idempotency.outbox set
     state = 'pending', attempt = 0, finished_at = null, available_at = clock_timestamp()
 where id = $1 and state = 'dead'";
 
+const RETRY_ALL_DEAD: &str = "
+update idempotency.outbox set
+    state = 'pending', attempt = 0, finished_at = null, available_at = clock_timestamp()
+where id = any (array(
+    select id from idempotency.outbox where state = 'dead' order by position limit $1
+    for update skip locked
+))";
+
 const DISCARD_DEAD: &str = "
 update idempotency.outbox set state = 'discarded', finished_at = clock_timestamp()
 where id = $1 and state = 'dead'";
@@ -64,7 +72,8 @@ pub struct Outbox {
     store: PgStore,
 }
 
-/// What has not been published.
+/// What has not been published. Alert on both: `dead` above zero, and `oldest` above what a receiver's
+/// outage may take; what waits behind a dead message is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Backlog {
@@ -72,7 +81,7 @@ pub struct Backlog {
     pub pending: u64,
     /// Messages that wait for a person.
     pub dead: u64,
-    /// How long the oldest pending one has waited.
+    /// How long the oldest pending one has waited. Zero where all are dead.
     pub oldest: Duration,
 }
 
@@ -146,6 +155,17 @@ impl Outbox {
     /// [`OutboxErrorKind::NotDead`], [`OutboxErrorKind::Database`].
     pub async fn retry_dead(&self, id: MessageId) -> Result<(), OutboxError> {
         self.change_dead(RETRY_DEAD, id).await
+    }
+
+    /// Publishes the oldest dead messages after all, at most `limit`, and says how many: after an
+    /// outage of the receiver, until it says 0. See [`retry_dead`](Self::retry_dead).
+    ///
+    /// # Errors
+    ///
+    /// [`OutboxErrorKind::Database`].
+    pub async fn retry_all_dead(&self, limit: u32) -> Result<u64, OutboxError> {
+        let query = sqlx::query(RETRY_ALL_DEAD).bind(i64::from(limit));
+        Ok(self.store.run(query).await?.affected)
     }
 
     /// Gives up a dead message for good, which lets its partition go on. It is swept like one that

@@ -17,8 +17,14 @@ const MAX_ANSWER: usize = 64 * 1024;
 ///
 /// The id of the message is the `Idempotency-Key` and the `Webhook-Id`, so that a receiver with
 /// this crate's layer, or with an inbox, takes it in once; the topic is `Message-Topic`. Any 2xx
-/// means that the receiver has the message. 400, 413, 415 and 422 say that it can never take it;
-/// everything else is tried again.
+/// means that the receiver has the message. 400, 413, 415 and 422 say that it can never take it. A
+/// connection that is refused, 429 and 503 say that the receiver takes nothing at present: the relay
+/// pauses, and no attempt is counted. Everything else, a receiver that is too slow as well, counts as
+/// an attempt; so answer 500, not 503, to what only this message may cause. `Retry-After` is not read.
+///
+/// The relay hangs up after half its lease (15 s), and a server may drop a handler whose client has
+/// hung up: take messages in, in a task of its own, as `examples/payments/consumer.rs` does. The
+/// message's own [headers](super::Message::with_header) are sent as they are.
 ///
 /// Without TLS: for a receiver beside this process, in the same network, or behind a proxy that
 /// speaks TLS. For `https`, implement [`Publisher`] with the client you use anyway.
@@ -97,6 +103,9 @@ impl Publisher for HttpPublisher {
             | StatusCode::UNSUPPORTED_MEDIA_TYPE
             | StatusCode::UNPROCESSABLE_ENTITY => {
                 Err(PublishError::permanent(format!("answered {status}")))
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Err(PublishError::unavailable(format!("answered {status}")))
             }
             _ => Err(PublishError::retryable(format!("answered {status}"))),
         }

@@ -100,15 +100,6 @@ impl Rejection {
         self
     }
 
-    /// A wait longer than the lease left would tell the client to come too late.
-    pub(crate) fn in_progress(lease_left: Duration) -> Self {
-        let wait = lease_left.min(Duration::from_secs(1));
-        Self {
-            retry_after: Some(wait),
-            ..Self::new(Code::RequestInProgress)
-        }
-    }
-
     pub(crate) fn not_retained(tombstone: &Envelope, references: References) -> Self {
         let original = Original {
             status: tombstone.status(),
@@ -134,7 +125,7 @@ impl Rejection {
         self.detail.as_deref()
     }
 
-    /// When a retry can help, and `None` when it cannot.
+    /// When a retry can help, in whole seconds and never at once; `None` when it cannot.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after

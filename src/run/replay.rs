@@ -24,7 +24,7 @@ impl<S: Store> Exchange<S> {
     pub(super) fn existing(&self, existing: Existing) -> Result<Response<Body>, Rejection> {
         match existing {
             Existing::Completed(completed) => self.replay(*completed),
-            Existing::InProgress { lease_left } => Err(Rejection::in_progress(lease_left)),
+            Existing::InProgress { .. } => Err(Rejection::new(Code::RequestInProgress)),
             Existing::Mismatch => Err(Rejection::new(Code::KeyReused)),
             Existing::Held => {
                 self.warn_held();

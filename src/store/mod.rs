@@ -217,7 +217,7 @@ pub trait Store: Send + Sync + 'static {
     /// than 1,000, beginning after an id: which request made this charge?
     ///
     /// A reference lives exactly as long as its record, and is found from the moment the record is
-    /// completed or held. A record whose retention is over is not found, whether it was swept or not;
+    /// completed or held, or a [phase](Phases) of it is finished. A record whose retention is over is not found, whether it was swept or not;
     /// one that is freed or taken over has lost its references.
     ///
     /// # Errors
@@ -473,7 +473,8 @@ pub struct RecordSummary {
     pub state: RecordState,
     /// 1 for the first attempt, one more for each takeover.
     pub attempt: u32,
-    /// What its handler noted; nothing while it is running.
+    /// What its handler noted; while it is running, what it had noted when its last
+    /// [phase](Phases) was finished.
     pub references: References,
     /// When it was claimed, by the store's clock.
     pub claimed_at: SystemTime,

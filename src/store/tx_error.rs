@@ -25,36 +25,50 @@ pub fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
-/// A failed statement as the answer of a handler: 500, or, for a
+/// A failed statement, message or delivery as the answer of a handler: 500, or, for a
 /// [conflict](is_conflict), 503 `transaction-conflict` or [another run](crate::Policy::with_reruns).
 /// The source is logged, and never shown to a client.
 #[derive(Debug)]
-pub struct TxError(Error);
+pub struct TxError(Box<dyn std::error::Error + Send + Sync>);
 
 impl From<Error> for TxError {
     fn from(error: Error) -> Self {
-        Self(error)
+        Self(error.into())
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<crate::outbox::OutboxError> for TxError {
+    fn from(error: crate::outbox::OutboxError) -> Self {
+        Self(error.into())
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<crate::inbox::InboxError> for TxError {
+    fn from(error: crate::inbox::InboxError) -> Self {
+        Self(error.into())
     }
 }
 
 impl fmt::Display for TxError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a statement of the handler failed")
+        f.write_str("a step of the handler failed")
     }
 }
 
 impl std::error::Error for TxError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
+        Some(&*self.0)
     }
 }
 
 impl IntoResponse for TxError {
     fn into_response(self) -> Response {
-        let cause: &dyn std::error::Error = &self.0;
-        tracing::error!(error = cause, "{self}");
+        let cause: &dyn std::error::Error = &*self.0;
+        tracing::error!(error = cause, source = cause.source(), "{self}");
         let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
-        if is_conflict(&self.0) {
+        if is_conflict(&*self.0) {
             response.extensions_mut().insert(Outcome::Conflict);
         }
         response

@@ -8,8 +8,10 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
-use crate::derived::DerivedKey;
+use crate::derived::{DerivedKey, key_of};
+use crate::error::ConfigError;
 use crate::fingerprint::Fingerprinter;
+use crate::identity::Identity;
 use crate::scope::Scope;
 
 /// A provider's event, whose signature was found to be right.
@@ -74,6 +76,26 @@ impl WebhookEvent {
     #[must_use]
     pub fn derived_key() -> DerivedKey {
         DerivedKey::from_fn(|parts, _| of(parts).map(|event| event.id.clone())).alone()
+    }
+
+    /// Which record the event `id` of `source` has at a route (`POST /hooks/stripe`), to
+    /// [`inspect`](crate::Store::inspect) it. Its key is a digest of the id; noted with
+    /// [`IdempotencyContext::reference`](crate::IdempotencyContext::reference), the id itself can be
+    /// looked up, too.
+    ///
+    /// ```
+    /// use tower_idempotency::webhook::WebhookEvent;
+    ///
+    /// let record = WebhookEvent::identity("stripe", "POST /hooks/stripe", "evt_1")?;
+    /// assert_eq!(record.scope(), "stripe");
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `route` that is not a method and a template.
+    pub fn identity(source: &str, route: &str, id: &str) -> Result<Identity, ConfigError> {
+        Identity::of_route(source, route, key_of(id, ""))
     }
 
     /// Compares events by their ids alone: a provider may write an event in another way on another

@@ -142,6 +142,38 @@ async fn a_dead_message_that_is_retried_comes_before_those_it_blocked() {
 }
 
 #[tokio::test]
+async fn all_that_is_dead_is_retried_oldest_first() {
+    let fixture = Fixture::new().await;
+    let mut ids = Vec::new();
+    for partition in ["a", "b", "c"] {
+        ids.push(fixture.commit(message(partition, 666)).await);
+    }
+    let refusing = fixture
+        .relay(picky(|| PublishError::permanent("no")))
+        .spawn();
+    until("all are dead", async || {
+        fixture.outbox().backlog().await.unwrap().dead == 3
+    })
+    .await;
+    assert!(refusing.shutdown(GRACE).await);
+    let outbox = fixture.outbox();
+    assert_eq!(outbox.retry_all_dead(2).await.unwrap(), 2);
+    let left = outbox.list_dead(None, 10).await.unwrap();
+    assert_eq!(
+        left.iter().map(|dead| dead.id).collect::<Vec<_>>(),
+        ids[2..]
+    );
+    assert_eq!(outbox.retry_all_dead(2).await.unwrap(), 1);
+    assert_eq!(outbox.retry_all_dead(2).await.unwrap(), 0);
+    let recorder = Recorder::new();
+    let relay = fixture.relay(recorder.clone()).spawn();
+    fixture.drained().await;
+    assert!(relay.shutdown(GRACE).await);
+    let published: std::collections::BTreeSet<_> = recorder.ids().into_iter().collect();
+    assert_eq!(published, ids.into_iter().collect());
+}
+
+#[tokio::test]
 async fn a_dead_message_that_is_discarded_lets_its_partition_go_on() {
     let fixture = Fixture::new().await;
     let id = fixture.commit(message("a", 666)).await;

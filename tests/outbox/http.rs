@@ -136,6 +136,25 @@ async fn g09_a_receiver_with_the_layer_takes_a_message_in_once() {
 }
 
 #[tokio::test]
+async fn g08_a_receiver_that_takes_nothing_at_present_costs_no_attempts() {
+    let fixture = Fixture::new().await;
+    let receiver = Receiver::new(|n| match n {
+        0 => StatusCode::SERVICE_UNAVAILABLE,
+        1 => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::OK,
+    });
+    let publisher = serve(receiver.router()).await;
+    fixture.commit(message("a", 1)).await;
+    let relay = fixture.relay(publisher).with_max_attempts(1);
+    let relay = relay.unwrap().spawn();
+    fixture.drained().await;
+    fired("receiver busy");
+    assert_eq!((relay.stats().unavailable, relay.stats().dead), (2, 0));
+    assert!(relay.shutdown(GRACE).await);
+    assert_eq!(receiver.bodies(), ["1", "1", "1"]);
+}
+
+#[tokio::test]
 async fn g08_a_receiver_that_is_not_there_costs_no_attempts() {
     let fixture = Fixture::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

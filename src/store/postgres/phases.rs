@@ -32,14 +32,19 @@ use crate::store::{Claim, CommitError, StoreError};
 ///             Ok(insert.bind(item).fetch_one(db).await?)
 ///         })
 ///         .await?;
-///     // The same key on each attempt, so that the gateway charges once.
-///     let key = phases.downstream_key("charge");
-///     let charge = Gateway.charge(&key, order).await.map_err(PhaseError::Work)?;
+///     // Not again once "charged" is finished; until then the same key each time: it charges once.
+///     let charge = match phases.saved::<String>("charged").await? {
+///         Some(charge) => charge,
+///         None => {
+///             let key = phases.downstream_key("charge");
+///             Gateway.charge(&key, order).await.map_err(PhaseError::Work)?
+///         }
+///     };
 ///     phases
 ///         .run("charged", async |db| {
 ///             let update = sqlx::query("update orders set charge = $2 where id = $1");
-///             update.bind(order).bind(charge).execute(db).await?;
-///             Ok(())
+///             update.bind(order).bind(&charge).execute(db).await?;
+///             Ok(charge)
 ///         })
 ///         .await?;
 ///     Ok(StatusCode::CREATED)

@@ -55,7 +55,7 @@ async fn receive(State(app): State<App>, headers: HeaderMap, payload: String) ->
         Ok(_) => StatusCode::NO_CONTENT,
         Err(error) => {
             tracing::warn!(error, "not taken in");
-            StatusCode::SERVICE_UNAVAILABLE
+            StatusCode::INTERNAL_SERVER_ERROR
         }
     }
 }
