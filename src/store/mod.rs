@@ -36,7 +36,9 @@ use crate::policy::Lost;
 
 pub use error::{StoreError, StoreErrorKind};
 pub use memory::MemoryStore;
-pub use phases::{Abandoned, Connection, MissingPhases, PhaseError, PhasedStore, Phases, Step};
+pub use phases::{
+    Abandoned, Connection, MissingPhases, PhaseError, PhasedStore, Phases, SavedError, Step,
+};
 pub use progress::{PhaseMisuse, Progress};
 pub use transaction::{
     Begun, CommitError, Entry, MissingTx, TransactionalStore, Tx, Verdict, Writes,

@@ -261,7 +261,11 @@ impl<S: PhasedStore> Phases<S> {
     /// # Errors
     ///
     /// [`PhaseError::ClaimLost`], [`PhaseError::Data`], [`PhaseError::Store`], or that a phase is running.
-    pub async fn saved<T: DeserializeOwned>(
+    pub async fn saved<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, SavedError> {
+        self.read(name).await.map_err(SavedError)
+    }
+
+    async fn read<T: DeserializeOwned>(
         &self,
         name: &str,
     ) -> Result<Option<T>, PhaseError<Infallible>> {
@@ -479,6 +483,44 @@ impl<E: std::error::Error + 'static> std::error::Error for PhaseError<E> {
             Self::Conflict(error) | Self::Aborted(error) | Self::Store(error) => Some(error),
             Self::ClaimLost | Self::Misuse(_) | Self::Ended => None,
         }
+    }
+}
+
+/// Why what a phase [saved](Phases::saved) cannot be told: a [`PhaseError`] without work, as which it
+/// answers, and which `?` makes of it.
+#[derive(Debug)]
+pub struct SavedError(PhaseError<Infallible>);
+
+impl<E> From<SavedError> for PhaseError<E> {
+    fn from(error: SavedError) -> Self {
+        match error.0 {
+            PhaseError::Work(never) => match never {},
+            PhaseError::ClaimLost => Self::ClaimLost,
+            PhaseError::Misuse(misuse) => Self::Misuse(misuse),
+            PhaseError::Data { phase, source } => Self::Data { phase, source },
+            PhaseError::Conflict(error) => Self::Conflict(error),
+            PhaseError::Aborted(error) => Self::Aborted(error),
+            PhaseError::Ended => Self::Ended,
+            PhaseError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl fmt::Display for SavedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for SavedError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl IntoResponse for SavedError {
+    fn into_response(self) -> Response {
+        PhaseError::<Infallible>::from(self).into_response()
     }
 }
 

@@ -34,7 +34,7 @@ use crate::extract::References;
 use crate::fingerprint::Fingerprint;
 use crate::identity::{Identity, RecordId};
 
-pub use super::phases::PhaseError;
+pub use super::phases::{PhaseError, SavedError};
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
 pub use phases::Phases;
