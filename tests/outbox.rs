@@ -10,6 +10,8 @@
 
 mod common;
 
+#[path = "outbox/damage.rs"]
+mod damage;
 #[path = "outbox/dead.rs"]
 mod dead;
 #[path = "outbox/enqueue.rs"]

@@ -98,6 +98,9 @@ pub(super) struct Queue {
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) message: Outgoing,
+    /// Somebody else has written its headers, and they are none. It must not hold up the others that
+    /// were claimed with it.
+    pub(super) is_damaged: bool,
     token: Token,
 }
 
@@ -198,8 +201,9 @@ fn fenced<'q>(sql: SqlStr, claimed: &Claimed) -> Query<'q, Postgres, PgArguments
 
 fn read(row: &PgRow, token: Token) -> Result<Claimed, OutboxError> {
     let headers: &str = row.try_get("headers")?;
-    let mut headers: BTreeMap<String, String> =
-        serde_json::from_str(headers).map_err(OutboxError::database)?;
+    let headers: Option<BTreeMap<String, String>> = serde_json::from_str(headers).ok();
+    let is_damaged = headers.is_none();
+    let mut headers = headers.unwrap_or_default();
     let operation = row
         .try_get::<Option<PgUuid>, _>("operation_id")?
         .map(|id| RecordId::from_bytes(id.0));
@@ -215,7 +219,11 @@ fn read(row: &PgRow, token: Token) -> Result<Claimed, OutboxError> {
         payload: row.try_get("payload")?,
         headers,
         operation,
-        attempt: u32::try_from(attempt).map_err(OutboxError::database)?,
+        attempt: u32::try_from(attempt).unwrap_or_default(),
     };
-    Ok(Claimed { message, token })
+    Ok(Claimed {
+        message,
+        is_damaged,
+        token,
+    })
 }

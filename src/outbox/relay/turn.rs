@@ -44,6 +44,9 @@ impl<P: Publisher> Worker<P> {
     /// longer than the database does.
     async fn publish(&self, claimed: &Claimed, since: Instant) -> Result<(), PublishError> {
         let message = &claimed.message;
+        if claimed.is_damaged {
+            return Err(PublishError::permanent("its headers cannot be read"));
+        }
         if message.attempt() > self.settings.max_attempts {
             // Nobody has seen the end of the last attempt.
             return Err(PublishError::permanent("every attempt was lost"));
