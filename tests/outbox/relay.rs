@@ -300,3 +300,34 @@ async fn a_relay_works_with_the_statements_for_pgbouncer() {
     assert!(relay.shutdown(GRACE).await);
     assert_eq!(recorder.ids(), [first, second]);
 }
+
+/// A database that takes longer for a claim than a publisher is given.
+const SLOW: &str = "
+    create function slow() returns trigger language plpgsql as
+        $$ begin perform pg_sleep(0.3); return new; end $$;
+    create trigger slow before update on idempotency.outbox
+        for each row when (old.attempt < new.attempt) execute function slow()";
+
+#[tokio::test]
+async fn a_claim_that_took_half_of_its_lease_costs_no_attempt() {
+    let fixture = Fixture::new().await;
+    fixture.execute(SLOW).await;
+    let id = fixture.commit(message("a", 1)).await;
+    let recorder = Recorder::new();
+    let relay = fixture.relay(recorder.clone());
+    let relay = relay.with_lease(Duration::from_millis(500));
+    let relay = relay.unwrap().spawn();
+    until("it was claimed and given back", async || {
+        relay.stats().unavailable >= 2
+    })
+    .await;
+    // Nothing was begun that could not be finished.
+    assert!(recorder.ids().is_empty());
+    assert_eq!(relay.stats().failed, 0);
+    fixture
+        .execute("drop trigger slow on idempotency.outbox")
+        .await;
+    fixture.drained().await;
+    assert!(relay.shutdown(GRACE).await);
+    assert_eq!(recorder.ids(), [id]);
+}

@@ -8,7 +8,8 @@ pub struct RelayStats {
     pub sent: u64,
     /// Attempts that failed and will be repeated.
     pub failed: u64,
-    /// Attempts that did not count, since the receiver was unavailable.
+    /// Attempts that did not count, since the receiver was unavailable, or the database so slow that
+    /// half of the lease was over before they could begin.
     pub unavailable: u64,
     /// Messages given up.
     pub dead: u64,

@@ -52,6 +52,12 @@ impl<P: Publisher> Worker<P> {
             return Err(PublishError::permanent("every attempt was lost"));
         }
         let limit = (self.settings.lease / 2).saturating_sub(since.elapsed());
+        if limit.is_zero() {
+            // It would be begun and not finished, which is no fault of the message.
+            return Err(PublishError::unavailable(
+                "the claim took half of its lease",
+            ));
+        }
         match timeout(limit, self.publisher.publish(message)).await {
             Ok(result) => result,
             Err(elapsed) => Err(PublishError::retryable(elapsed)),
