@@ -79,7 +79,8 @@ pub enum RunError<E> {
     /// The job itself failed. On a leased run the policy says what becomes of the key
     /// ([`Policy::with_unknown`]); a transaction is rolled back, and the key is free.
     Failed(E),
-    /// The job was not run, or its outcome could not be recorded.
+    /// The job was not run, or its outcome could not be recorded. [`Code::KeyInvalid`] is an identity
+    /// with a NUL in one of its parts.
     Refused(Code),
     /// The result cannot be stored as JSON, or what is stored is of another type.
     Result(serde_json::Error),
@@ -156,6 +157,11 @@ impl<S: Store> Boundary<S> {
         identity: Identity,
         fingerprint: Fingerprint,
     ) -> Result<Exchange<S>, RunError<E>> {
+        // Text of PostgreSQL cannot hold it: the store would seem to be down, to this job alone.
+        let parts = [identity.scope(), identity.operation(), identity.key()];
+        if parts.iter().any(|part| part.contains('\0')) {
+            return Err(RunError::Refused(Code::KeyInvalid));
+        }
         let shared = self.layer.shared();
         let is_durable = shared.core.store.is_durable();
         policy.validate(is_durable).map_err(RunError::Policy)?;

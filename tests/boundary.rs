@@ -58,6 +58,7 @@ on_every_store!(
     a_policy_that_cannot_work_is_refused_by_name,
     a_result_of_another_type_is_told_and_nothing_is_run,
     a_boundary_that_is_shut_down_runs_nothing,
+    an_identity_that_no_store_can_keep_is_refused_and_never_run_unprotected,
 );
 
 fn identity() -> Identity {
@@ -96,6 +97,32 @@ async fn import<S: Store>(
             |_| async move { Ok(runs.add()) },
         )
         .await
+}
+
+async fn an_identity_that_no_store_can_keep_is_refused_and_never_run_unprotected<B: Backend>(
+    backend: B,
+) {
+    let boundary = Boundary::new(backend.store().clone());
+    for identity in [
+        Identity::new("ac\0me", "import", "1"),
+        Identity::new("acme", "im\0port", "1"),
+        Identity::new("acme", "import", "\0"),
+    ] {
+        let runs = Runs::default();
+        let job = runs.clone();
+        // The class that runs a job all the same while its store is down.
+        let ran: Result<Ran<usize>, RunError<Error>> = boundary
+            .run(
+                identity,
+                file(),
+                Policy::low(),
+                |_| async move { Ok(job.add()) },
+            )
+            .await;
+        let refused = matches!(ran, Err(RunError::Refused(Code::KeyInvalid)));
+        assert!(refused, "{ran:?}");
+        assert_eq!(runs.count(), 0);
+    }
 }
 
 async fn fail<S: Store>(
