@@ -8,7 +8,7 @@ use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Error, ErrorKind,
 };
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::publisher::{Outgoing, PublishError, Publisher};
 use crate::error::ConfigError;
@@ -39,7 +39,14 @@ const PERSISTENT: u8 = 2;
 pub struct RabbitPublisher {
     uri: AMQPUri,
     exchange: String,
-    open: Mutex<Option<(Connection, Channel)>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    channel: Option<(Connection, Channel)>,
+    /// When it was last tried in vain.
+    failed: Option<Instant>,
 }
 
 impl RabbitPublisher {
@@ -63,20 +70,32 @@ impl RabbitPublisher {
 
     /// The open channel, or a new one.
     async fn channel(&self) -> Result<Channel, PublishError> {
+        let asked = Instant::now();
         let mut open = self.open.lock().await;
-        if let Some((connection, channel)) = &*open
+        if let Some((connection, channel)) = &open.channel
             && connection.status().connected()
             && channel.status().connected()
         {
             return Ok(channel.clone());
         }
-        *open = None;
-        let (connection, channel) = timeout(CONNECT_TIMEOUT, connect(self.uri.clone()))
-            .await
-            .map_err(PublishError::unavailable)?
-            .map_err(PublishError::unavailable)?;
-        *open = Some((connection, channel.clone()));
-        Ok(channel)
+        open.channel = None;
+        // One try is for all who have waited for it. One after the other they would be given up by the
+        // relay, which counts as an attempt.
+        if open.failed.is_some_and(|failed| failed >= asked) {
+            return Err(PublishError::unavailable("cannot connect to RabbitMQ"));
+        }
+        let connected = timeout(CONNECT_TIMEOUT, connect(self.uri.clone()));
+        let connected = connected.await.map_err(PublishError::unavailable);
+        match connected.and_then(|connected| connected.map_err(PublishError::unavailable)) {
+            Ok((connection, channel)) => {
+                open.channel = Some((connection, channel.clone()));
+                Ok(channel)
+            }
+            Err(error) => {
+                open.failed = Some(Instant::now());
+                Err(error)
+            }
+        }
     }
 
     async fn send(&self, channel: &Channel, message: &Outgoing) -> Result<Confirmation, Error> {
@@ -139,5 +158,30 @@ impl fmt::Debug for RabbitPublisher {
         f.debug_struct("RabbitPublisher")
             .field("exchange", &self.exchange)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::outbox::PublishErrorKind;
+
+    #[tokio::test]
+    async fn g08_a_broker_that_is_silent_is_unavailable_to_all_who_wait_for_it_together() {
+        // Connections are made by the kernel, and nobody says a word.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("amqp://{}", listener.local_addr().unwrap());
+        let publisher = RabbitPublisher::new(&uri, "events").unwrap();
+        let asked = Instant::now();
+        for channel in join_all((0..3).map(|_| publisher.channel())).await {
+            let error = channel.map(drop).unwrap_err();
+            assert_eq!(error.kind(), PublishErrorKind::Unavailable);
+        }
+        // A relay waits for half a lease, 15 s.
+        assert!(asked.elapsed() < 2 * CONNECT_TIMEOUT);
     }
 }
