@@ -12,6 +12,7 @@ use crate::error::ConfigError;
 
 /// Reading the rest of a short answer is what lets its connection be used again.
 const MAX_ANSWER: usize = 64 * 1024;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Publishes by `POST`, with the payload as body and `application/json` as its type.
 ///
@@ -93,8 +94,9 @@ impl Publisher for HttpPublisher {
             Err(error) => return Err(PublishError::retryable(error)),
         };
         let (parts, body) = answer.into_parts();
-        // What it says beyond its status changes nothing.
-        drop(Limited::new(body, MAX_ANSWER).collect().await);
+        // What it says beyond its status changes nothing, nor whether that comes to an end.
+        let rest = Limited::new(body, MAX_ANSWER).collect();
+        drop(tokio::time::timeout(ANSWER_TIMEOUT, rest).await);
         let status = parts.status;
         match status {
             _ if status.is_success() => Ok(()),

@@ -175,3 +175,25 @@ async fn g08_a_receiver_that_is_not_there_costs_no_attempts() {
     assert!(relay.shutdown(GRACE).await);
     assert_eq!(receiver.bodies(), ["1"]);
 }
+
+#[tokio::test]
+async fn a_message_is_sent_once_its_status_is_2xx_whatever_becomes_of_the_rest_of_the_answer() {
+    let fixture = Fixture::new().await;
+    let receiver = Receiver::new(|_| StatusCode::OK);
+    let endless = |answer: axum::response::Response| async {
+        answer.map(|_| {
+            let never =
+                futures_util::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+            axum::body::Body::from_stream(never)
+        })
+    };
+    let router = receiver.router();
+    let publisher = serve(router.layer(axum::middleware::map_response(endless))).await;
+    fixture.commit(message("a", 1)).await;
+    fixture.commit(message("a", 2)).await;
+    let relay = fixture.relay(publisher).spawn();
+    fixture.drained().await;
+    assert_eq!(relay.stats().failed, 0);
+    assert!(relay.shutdown(GRACE).await);
+    assert_eq!(receiver.bodies(), ["1", "2"]);
+}
