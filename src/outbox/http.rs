@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,9 +36,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// let publisher = HttpPublisher::new("http://events.internal/intake")?;
 /// assert!(HttpPublisher::new("https://events.internal/intake").is_err());
+///
+/// let publisher = HttpPublisher::new("http://events.internal/intake?token=4711")?;
+/// assert!(!format!("{publisher:?}").contains("4711"));
 /// # Ok::<(), tower_idempotency::ConfigError>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct HttpPublisher {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
@@ -111,5 +115,14 @@ impl Publisher for HttpPublisher {
             }
             _ => Err(PublishError::retryable(format!("answered {status}"))),
         }
+    }
+}
+
+/// The host alone: the rest may hold a secret.
+impl fmt::Debug for HttpPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpPublisher")
+            .field("host", &self.uri.host())
+            .finish_non_exhaustive()
     }
 }
