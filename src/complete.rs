@@ -38,6 +38,10 @@ type Function<S> =
 ///
 /// The function has no request: what it needs is what the first phase saved.
 ///
+/// Should an attempt of the completer itself be lost, it is run again like any other abandoned one, also
+/// where the policy of the route holds lost attempts: where that must not be, register nothing for
+/// operations whose answers free their key.
+///
 /// One process of a service is enough; several do no harm.
 ///
 /// ```no_run

@@ -24,7 +24,11 @@ pub enum Once {
 /// would find the message taken in, and lose its effect. Both names have at most 255 bytes. Of two
 /// deliveries at once the second waits for the first: it is a duplicate if that commits, and the
 /// first if that is rolled back. Take the message in first of all, or two deliveries can deadlock
-/// over what they write before.
+/// over what they write before. In one transaction, the second of two takings is a duplicate, too: its
+/// effect is committed with the first, or not at all.
+///
+/// What sqlx has begun, end through sqlx: after a `commit` that is sent as a statement, what is taken in
+/// is committed by itself, without its effect.
 ///
 /// # Errors
 ///

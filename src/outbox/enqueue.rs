@@ -27,6 +27,11 @@ where not $8 or pg_notify('idempotency_outbox', '') is not null";
 /// wait. A transaction that enqueues into several partitions can deadlock with one that does so in
 /// another order (40001 and 40P01 are for running it again); enqueue in the order of their keys.
 ///
+/// What sqlx has begun, end through sqlx. A `commit` that is sent as a statement ends the transaction
+/// behind its back, and what is enqueued after it is published whatever becomes of the rest. Only
+/// transactional routes and phases notice, on connections of the store's own, which refuse all writes
+/// after it; not those of a shared pool or of PgBouncer.
+///
 /// # Errors
 ///
 /// See [`OutboxErrorKind`]. The transaction is to be rolled back after

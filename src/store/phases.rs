@@ -418,7 +418,9 @@ impl IntoResponse for MissingPhases {
 pub enum PhaseError<E> {
     /// The work failed: the phase is rolled back.
     Work(E),
-    /// Another attempt has taken over, or a person resolved the operation: the phase is rolled back.
+    /// Another attempt has taken over, or a person resolved the operation: the phase is rolled back. If
+    /// this was found out after a commit whose acknowledgement is missing, the phase may have been
+    /// finished before, and the other attempt goes on after it.
     ClaimLost,
     /// A phase that cannot be: it is rolled back, or was not begun.
     Misuse(PhaseMisuse),

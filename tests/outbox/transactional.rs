@@ -79,3 +79,24 @@ async fn a_message_names_the_record_of_the_request_that_wrote_it() {
     let headers: Vec<_> = published.headers().collect();
     assert_eq!(headers, [(OPERATION_HEADER, id.as_str())]);
 }
+
+/// Commits behind the layer's back, and goes on as if nothing had been.
+async fn commit_and_enqueue(mut tx: Tx) -> StatusCode {
+    sqlx::query("commit").execute(&mut *tx).await.unwrap();
+    match outbox::enqueue(&mut tx, Message::new("charge.created", "ch_1")).await {
+        Ok(_) => StatusCode::CREATED,
+        Err(_) => StatusCode::IM_A_TEAPOT,
+    }
+}
+
+#[tokio::test]
+async fn what_a_handler_enqueues_after_a_commit_of_its_own_is_refused() {
+    let fixture = Fixture::new().await;
+    let layer = IdempotencyLayer::new(fixture.store.clone(), Scope::global());
+    let route = post(commit_and_enqueue).route_layer(layer.transactional());
+    let app = Router::new().route("/charges", route);
+    // `transaction-ended`, since the handler's answer cannot be recorded either.
+    assert_eq!(send(&app, "a", "").await, StatusCode::INTERNAL_SERVER_ERROR);
+    let messages = fixture.number("select count(*) from idempotency.outbox");
+    assert_eq!(messages.await, 0);
+}

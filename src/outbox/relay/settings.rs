@@ -109,7 +109,9 @@ impl<P: Publisher> Relay<P> {
     }
 
     /// How long a claim lasts: what was claimed by a relay that died is published by another after
-    /// that. A publisher is given half of it for one message. Default: 30 s.
+    /// that. A publisher is given half of it for one message. Default: 30 s. With less than 20 s, a
+    /// receiver that nobody can connect to may count as a failure of the message: the publishers of this
+    /// crate try for 5 s.
     ///
     /// # Errors
     ///
