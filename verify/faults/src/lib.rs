@@ -27,6 +27,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod settings;
+pub mod shop;
 pub mod signal;
 pub mod subject;
 pub mod wait;

@@ -88,8 +88,8 @@ pub const ROWS: &[Row] = &[
     row("F12", "malicious bytes in stored headers (CRLF)", "handler", "rejected at store time").not_yet("no test of its own yet"),
     // G. Outbox
     row("G01", "rollback after enqueue", "handler Err", "0 published; I-9").tested_by(&["outbox"]),
-    row("G02", "relay crash after publish before mark", "failpoint", "republished same id; I-9").tested_by(&["outbox"]),
-    row("G03", "relay SIGSTOP past lease; second relay takes over", "signal", "late mark fenced; order kept; I-6,9").tested_by(&["outbox"]),
+    row("G02", "relay crash after publish before mark", "failpoint", "republished same id; I-9").tested_by(&["faults", "outbox"]),
+    row("G03", "relay SIGSTOP past lease; second relay takes over", "signal", "late mark fenced; order kept; I-6,9").tested_by(&["faults", "outbox"]),
     row("G04", "slow tx commits after later ids", "sleep in tx", "never skipped; I-9").tested_by(&["outbox"]),
     row("G05", "8 relays, 50 partitions, random failures", "chaos", "per-partition order; I-9").tested_by(&["outbox"]),
     row("G06", "poison message", "publisher always fails", "dead after N, others flow per policy").tested_by(&["outbox"]),

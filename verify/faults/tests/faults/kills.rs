@@ -163,6 +163,11 @@ async fn kill_and_restart(database: &Database, risk: &str) -> (Subject, Vec<Sent
 
 /// Sends a few requests, and kills the process before they can all be through.
 pub(crate) async fn kill_while_at_work(subject: Subject, random: &mut Random) -> Vec<Sent> {
+    kill_within(90, subject, random).await
+}
+
+/// The same, at some moment of so many milliseconds.
+pub(crate) async fn kill_within(window: u64, subject: Subject, random: &mut Random) -> Vec<Sent> {
     let port = subject.port;
     let pays = (0..AT_ONCE).map(|_| Pay::new(&format!("delay={}", random.below(60))));
     let running = pays.map(|pay| {
@@ -172,7 +177,7 @@ pub(crate) async fn kill_while_at_work(subject: Subject, random: &mut Random) ->
         })
     });
     let running: Vec<_> = running.collect();
-    let moment = Duration::from_millis(random.below(90));
+    let moment = Duration::from_millis(random.below(window));
     tokio::time::sleep(moment).await;
     tokio::task::spawn_blocking(move || subject.kill())
         .await

@@ -18,7 +18,9 @@ mod leases;
 mod limits;
 mod locks;
 mod outages;
+mod phases;
 mod proxy;
+mod relays;
 mod shutdown;
 mod transactions;
 mod wire;
@@ -30,6 +32,7 @@ use faults::wait::until;
 use futures_util::future::join_all;
 
 const SUBJECT: Launcher = Launcher(env!("CARGO_BIN_EXE_subject"));
+const SHOP: Launcher = Launcher(env!("CARGO_BIN_EXE_shop"));
 
 /// Makes of each rule a test on PostgreSQL and one on SQLite.
 #[macro_export]

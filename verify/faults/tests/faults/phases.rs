@@ -1,0 +1,127 @@
+//! A07: the process is killed at any moment between and inside the phases of an operation.
+
+use std::collections::BTreeMap;
+
+use faults::database::Database;
+use faults::ledger::Ledger;
+use faults::matrix::size;
+use faults::random::Random;
+use faults::shop::{PHASES, SCHEMA, Settings};
+use faults::wait::until;
+use sqlx::PgPool;
+
+use crate::kills::{AT_ONCE, Sent, kill_within, replays, retry_until_settled};
+use crate::{SHOP, assert_replays, warm};
+
+/// A database with the tables of a shop.
+pub(crate) async fn shop() -> (Database, PgPool, Settings) {
+    let database = Database::postgres().await;
+    let Ledger::Postgres(pool) = &database.ledger else {
+        unreachable!("it is PostgreSQL");
+    };
+    let pool = pool.clone();
+    sqlx::raw_sql(SCHEMA).execute(&pool).await.unwrap();
+    let settings = Settings {
+        store: database.url.clone(),
+        lease: 1000,
+        completes: None,
+        relays: None,
+    };
+    (database, pool, settings)
+}
+
+/// Sends orders and kills the shop, over and over.
+async fn kill_and_restart(kills: u64, settings: &Settings, pool: &PgPool) -> Vec<Sent> {
+    let mut random = Random::seeded("phases");
+    let (mut all, mut hits) = (Vec::new(), BTreeMap::new());
+    for _ in 0..kills {
+        let shop = warm::<AT_ONCE>(vec![SHOP.start(settings).await]).await;
+        let shop = shop.into_iter().next().unwrap();
+        let sent = kill_within(250, shop, &mut random).await;
+        for Sent { pay, answer } in &sent {
+            if let Some(answer) = answer {
+                assert_eq!(answer.status, 201, "{}", answer.text());
+            } else {
+                *hits.entry(steps(pool, &pay.key).await.len()).or_insert(0) += 1;
+            }
+        }
+        all.extend(sent);
+    }
+    println!("kills hit orders by their finished phases {hits:?}");
+    for phases in 0..PHASES.len() {
+        assert!(hits.contains_key(&phases), "no kill after {phases} phases");
+    }
+    all
+}
+
+/// The phases of an order whose writes are committed.
+async fn steps(pool: &PgPool, key: &str) -> Vec<String> {
+    let steps = sqlx::query_scalar("select name from step where key = $1 order by n");
+    steps.bind(key).fetch_all(pool).await.unwrap()
+}
+
+async fn number(pool: &PgPool, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+}
+
+async fn assert_whole(pool: &PgPool, orders: &[Sent]) {
+    for Sent { pay, .. } in orders {
+        assert_eq!(steps(pool, &pay.key).await, PHASES);
+    }
+    let orders = number(pool, "select count(distinct key) from step").await;
+    assert_eq!(number(pool, "select count(*) from step").await, 3 * orders);
+    assert_eq!(number(pool, "select count(*) from charge").await, orders);
+    let again = number(pool, "select count(*) from charge where calls > 1").await;
+    println!("{orders} orders, {again} of them charged again under the same key");
+    let left = "select count(*) from idempotency.record where progress is not null";
+    assert_eq!(number(pool, left).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_after_a_kill_in_or_between_phases_a_retry_finishes_each_order_exactly_once() {
+    let (database, pool, settings) = shop().await;
+    let orders = kill_and_restart(size("A07").max(32), &settings, &pool).await;
+    let shop = SHOP.start(&settings).await;
+    for Sent { pay, answer } in &orders {
+        let settled = retry_until_settled(&shop, pay).await;
+        assert_eq!(settled.status, 201, "{}", settled.text());
+        if let Some(first) = answer {
+            assert_replays(&settled, first);
+        }
+        replays(&shop, pay, &settled).await;
+    }
+    assert_whole(&pool, &orders).await;
+    database.is_clean().await;
+}
+
+/// While clients retry, and two completers beside each other are killed as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a07_after_a_kill_in_or_between_phases_completers_finish_each_order_exactly_once() {
+    let (database, pool, settings) = shop().await;
+    let settings = Settings {
+        completes: Some(50),
+        ..settings
+    };
+    let orders = kill_and_restart(size("A07"), &settings, &pool).await;
+    let shops = SHOP.start_all(2, &settings).await;
+    let unfinished = "select count(*) from idempotency.record where progress is not null";
+    until("the completers to be done", async || {
+        (number(&pool, unfinished).await == 0).then_some(())
+    })
+    .await;
+    // What had begun is finished, though nobody has asked for it again.
+    for Sent { pay, .. } in &orders {
+        let steps = steps(&pool, &pay.key).await;
+        assert!(steps.is_empty() || steps == PHASES, "{steps:?}");
+    }
+    for Sent { pay, answer } in &orders {
+        let settled = retry_until_settled(&shops[0], pay).await;
+        assert_eq!(settled.status, 201, "{}", settled.text());
+        if let Some(first) = answer {
+            assert_replays(&settled, first);
+        }
+        replays(&shops[1], pay, &settled).await;
+    }
+    assert_whole(&pool, &orders).await;
+    database.is_clean().await;
+}
