@@ -7,6 +7,7 @@ use sqlx::{
     AssertSqlSafe, Connection as _, Either, Error, Executor, PgConnection, PgPool, Postgres,
     SqlSafeStr, SqlStr, Transaction,
 };
+use tokio::time::timeout;
 
 use super::{PgStore, PgStoreBuilder};
 use crate::store::StoreError;
@@ -16,6 +17,13 @@ use crate::store::lent::{self, Lent};
 /// be taken up by those who want one record, and each of them can come again. `complete` and
 /// `release` do so until they are heard.
 pub(super) const LOCK_TIMEOUT: &str = "100ms";
+
+/// How long the answer to a statement is waited for: longer than the server works on it, and on
+/// preparing it. The server cannot say so where nothing comes through any more, and not everybody who
+/// calls the store has a limit of their own.
+pub(super) fn patience(statement_timeout: Duration) -> Duration {
+    (statement_timeout * 2).max(Duration::from_secs(5))
+}
 
 /// What the guarantee asks of a session: commits that survive a crash unless the server asks for
 /// more, one snapshot for each statement, and an end to waiting.
@@ -90,14 +98,19 @@ impl PgStore {
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Done, Error> {
         let mut connection = self.acquire().await?;
-        if self.pooled_begin.is_some() {
-            let done = self.collect_pooled(&mut connection, query).await?;
-            connection.keep();
-            return Ok(done);
-        }
-        let result = collect(&mut connection, query).await;
+        let done = async {
+            match self.pooled_begin {
+                Some(_) => self.collect_pooled(&mut connection, query).await,
+                None => collect(&mut connection, query).await,
+            }
+        };
+        let result = match timeout(self.patience, done).await {
+            Ok(result) => result,
+            Err(silent) => Err(Error::Io(silent.into())),
+        };
         // A statement that got no lock has ended, and no transaction is left of it.
-        if result.as_ref().map_or_else(is_locked, |_| true) {
+        let has_ended = |error: &Error| self.pooled_begin.is_none() && is_locked(error);
+        if result.as_ref().map_or_else(has_ended, |_| true) {
             connection.keep();
         }
         result

@@ -70,6 +70,8 @@ pub struct PgStore {
     transactions: PgPool,
     /// How a transaction begins behind PgBouncer, where each statement needs one.
     pooled_begin: Option<SqlStr>,
+    /// How long an answer may take.
+    patience: Duration,
 }
 
 /// Settings of a [`PgStore`].
@@ -157,6 +159,7 @@ impl PgStoreBuilder {
     /// How long the server works on one statement of the store before it gives up; also how long a
     /// caller waits for a connection. Default: 5 s. For a record that somebody else has locked it waits
     /// 100 ms: a claim is then answered by what is known of its key, and a completion is tried again.
+    /// A connection that is silent for twice this time, and at least 5 s, is given up.
     ///
     /// # Errors
     ///
@@ -196,6 +199,7 @@ impl PgStoreBuilder {
     #[must_use]
     pub fn build(self) -> PgStore {
         let pooled_begin = self.pgbouncer.then(|| connection::pooled_begin(&self));
+        let patience = connection::patience(self.statement_timeout);
         let (pool, transactions) = if self.share_pool {
             (self.pool.clone(), self.pool)
         } else {
@@ -205,6 +209,7 @@ impl PgStoreBuilder {
             pool,
             transactions,
             pooled_begin,
+            patience,
         }
     }
 }

@@ -1,14 +1,18 @@
-//! Relays that are stopped for longer than their lease, or killed.
+//! Relays that are stopped for longer than their lease, killed, or cut off from the database.
 
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use faults::process::Subject;
+use faults::proxy::Proxy;
 use faults::random::Random;
 use faults::shop::Settings;
 use faults::wait::until;
 use sqlx::PgPool;
-use tower_idempotency::outbox::{self, Message};
+use sqlx::postgres::PgPoolOptions;
+use tower_idempotency::PgStore;
+use tower_idempotency::outbox::{self, Message, Outgoing, PublishError, Publisher, Relay};
 
 use crate::SHOP;
 use crate::phases::shop;
@@ -132,4 +136,40 @@ async fn g02_relays_killed_at_any_moment_lose_no_message_and_keep_the_order() {
     assert_in_order(&pool, kills * each).await;
     drop(relays);
     database.is_clean().await;
+}
+
+/// Keeps what it is given.
+#[derive(Clone, Default)]
+struct Basket(Arc<Mutex<Vec<String>>>);
+
+impl Publisher for Basket {
+    async fn publish(&self, message: &Outgoing) -> Result<(), PublishError> {
+        self.0.lock().unwrap().push(message.payload().to_owned());
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d17_a_relay_whose_connections_fall_silent_goes_on_over_new_ones() {
+    let (_database, pool, settings) = shop().await;
+    PgStore::new(pool.clone()).migrate().await.unwrap();
+    let proxy = Proxy::start(&settings.store).await;
+    let through = PgPoolOptions::new().connect_lazy(proxy.url()).unwrap();
+    let store = PgStore::builder(through)
+        .with_statement_timeout(Duration::from_secs(1))
+        .unwrap()
+        .build();
+    let basket = Basket::default();
+    let relay = Relay::new(store, basket.clone())
+        .with_poll_interval(Duration::from_millis(5))
+        .unwrap()
+        .spawn();
+    commit(&pool, 0, 1).await;
+    drained(&pool).await;
+    // Nobody says that they are gone: no byte comes through any more.
+    proxy.strand();
+    commit(&pool, 1, 2).await;
+    drained(&pool).await;
+    assert_eq!(*basket.0.lock().unwrap(), ["0", "1"]);
+    assert!(relay.shutdown(Duration::from_secs(20)).await);
 }
