@@ -331,3 +331,12 @@ async fn a_claim_that_took_half_of_its_lease_costs_no_attempt() {
     assert!(relay.shutdown(GRACE).await);
     assert_eq!(recorder.ids(), [id]);
 }
+
+/// Added to the time, it would end the relay with a panic.
+#[tokio::test]
+async fn an_interval_that_never_ends_is_refused() {
+    let fixture = Fixture::new().await;
+    let relay = fixture.relay(Recorder::new());
+    let error = relay.with_poll_interval(Duration::MAX).unwrap_err();
+    assert_eq!(error.field(), "poll_interval");
+}

@@ -130,10 +130,11 @@ impl<P: Publisher> Relay<P> {
     ///
     /// # Errors
     ///
-    /// `interval` of less than a millisecond.
+    /// `interval` of less than a millisecond or more than a day.
     pub fn with_poll_interval(mut self, interval: Duration) -> Result<Self, ConfigError> {
-        if interval < Duration::from_millis(1) {
-            return Err(ConfigError::new("poll_interval", "must be at least 1 ms"));
+        if !(Duration::from_millis(1)..=Duration::from_secs(24 * 3600)).contains(&interval) {
+            let reason = format!("must be 1 ms to 24 h, not {interval:?}");
+            return Err(ConfigError::new("poll_interval", reason));
         }
         self.settings.poll_interval = interval;
         Ok(self)
