@@ -134,7 +134,7 @@ async fn a_publisher_that_panics_costs_an_attempt_and_no_more() {
         _ => Ok(()),
     });
     let relay = fixture.relay(recorder.clone()).with_max_attempts(2);
-    let relay = relay.and_then(|relay| relay.with_lease(Duration::from_millis(100)));
+    let relay = relay.and_then(|relay| relay.with_lease(Duration::from_millis(500)));
     let relay = relay.unwrap().spawn();
     until("the message is dead", async || {
         fixture.outbox().backlog().await.unwrap().dead == 1
