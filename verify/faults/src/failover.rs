@@ -32,7 +32,7 @@ impl Cluster {
             standby
         })
         .await;
-        standby.has_received(&self.written().await).await;
+        self.is_followed_by(&standby).await;
         standby
     }
 
@@ -47,10 +47,20 @@ impl Cluster {
         written.expect("it can be asked")
     }
 
-    /// Waits until a standby has applied all up to a place.
-    pub async fn has_received(&self, place: &str) {
+    /// Waits until a standby has applied all that is committed.
+    ///
+    /// # Panics
+    ///
+    /// When it does not.
+    pub async fn is_followed_by(&self, standby: &Self) {
+        // The end of what is written may lie before the first byte of a page.
+        let mark = "select pg_logical_emit_message(true, 'mark', '')::text";
+        let mark = sqlx::query_scalar(mark)
+            .fetch_one(&mut self.connect().await)
+            .await;
+        let mark: String = mark.expect("it can be written");
         until("the standby to follow", async || {
-            self.lacks(place).await.is_none().then_some(())
+            standby.lacks(&mark).await.is_none().then_some(())
         })
         .await;
     }

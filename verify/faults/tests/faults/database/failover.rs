@@ -25,11 +25,6 @@ impl Pair {
         Self { service, standby }
     }
 
-    async fn is_followed(&self) {
-        let written = self.service.cluster.written().await;
-        self.standby.has_received(&written).await;
-    }
-
     /// The end of the primary, with what it had not sent.
     async fn fail_over(mut self) -> (Service, Cluster) {
         let primary = &self.service.cluster;
@@ -52,7 +47,7 @@ impl Pair {
 async fn d14_an_asynchronous_standby_loses_the_last_answers_and_nothing_else(route: Route) {
     let pair = Pair::start(route).await;
     let kept = pair.service.paid_times(5).await;
-    pair.is_followed().await;
+    pair.service.cluster.is_followed_by(&pair.standby).await;
     pair.standby.stop_receiving().await;
     let tail = pair.service.paid_times(5).await;
     let (service, _standby) = pair.fail_over().await;
