@@ -54,7 +54,7 @@ pub const ROWS: &[Row] = &[
     row("D08", "pool exhausted by duplicates waiting", "pool 5, 100 dups", "lock_timeout → 409; unkeyed traffic still served; I-11"),
     row("D09", "handler takes 2nd connection while holding tx", "pool 1", "detected: error not deadlock (or same tx handed over); I-11"),
     row("D10", "max_connections (53300)", "hold slots", "503, I-8"),
-    row("D11", "data disk full (53100)", "2 MiB tmpfs tablespace", "503, no execution effect; recovers; I-2"),
+    row("D11", "data disk full (53100)", "4 MiB tmpfs tablespace", "503, no execution effect; recovers; I-2"),
     row("D12", "WAL disk full (PANIC)", "pg_wal on tmpfs", "as D01"),
     row("D13", "read-only after failover (25006)", "default_transaction_read_only", "pool evicts, 503"),
     row("D14", "async standby promoted, tail lost", "SIGSTOP walreceiver, kill -9, promote", "loss reported as documented class; sync mode: I-4 holds"),
@@ -62,7 +62,7 @@ pub const ROWS: &[Row] = &[
     row("D16", "PgBouncer transaction mode 1.18", "Debian pgbouncer", "all suites pass; no session state used").repeated(3, 30, "rounds"),
     row("D17", "half-open TCP to PG (no RST)", "the proxy blackholes", "keepalive/tcp_user_timeout; bounded; I-11"),
     row("D18", "isolation = REPEATABLE READ / SERIALIZABLE by default", "ALTER DATABASE", "claim loop handles 40001; I-1").repeated(2, 20, "rounds").tested_by(&["faults", "transactions"]),
-    row("D19", "schema missing/older/newer, rolling upgrade N-1 ↔ N", "two binaries", "refuse to start or interoperate; I-1"),
+    row("D19", "schema missing/older/newer, rolling upgrade N-1 ↔ N", "the migrations of that version, by hand and under load", "refuse to start or interoperate; I-1"),
     row("D20", "host vanishes between the handler's write and COMMIT", "the proxy blackholes the connection", "lock freed within the execution limit; rolled back; retry runs; I-1,2,5"),
     row("D21", "host vanishes between the record's insert and COMMIT", "the proxy blackholes", "the same; the waiting duplicate is bounded; I-1,2,5"),
     // E. Expiry and clocks

@@ -10,8 +10,7 @@ use faults::wait::{Gate, until};
 use futures_util::future::join_all;
 use sqlx::Connection as _;
 
-use super::{Load, Route, Service, count, sent};
-use crate::outages::recovers;
+use super::{Load, Route, Service, count, recovers, sent};
 use crate::{assert_code, on_both_routes};
 
 on_both_routes! {
@@ -88,6 +87,7 @@ async fn d02_a_backend_that_is_killed_ends_all_sessions_and_every_request_is_set
 /// The server is told nothing, and cannot end what it does not run.
 async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(route: Route) {
     let service = Service::start(route).await;
+    recovers(&service.subject).await;
     let subject = crate::warm::<4>(vec![crate::SUBJECT.start(&service.settings).await]);
     let others = subject.await.remove(0);
     let (gate, mut pay) = (Gate::new(), slow());

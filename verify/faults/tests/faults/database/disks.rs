@@ -3,9 +3,9 @@
 use faults::client::Pay;
 use faults::cluster::Cluster;
 
-use super::{Load, Route, Sent, Service, count, sent};
+use super::{Load, Route, Sent, Service, count, recovers, sent};
 use crate::on_both_routes;
-use crate::outages::{fails_closed, recovers};
+use crate::outages::fails_closed;
 
 on_both_routes! {
     d11_while_the_disk_of_the_tables_is_full_nothing_takes_effect_and_it_recovers,

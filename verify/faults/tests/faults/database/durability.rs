@@ -3,9 +3,8 @@
 use faults::durability::Plain;
 use faults::matrix::size;
 
-use super::{Route, Service};
+use super::{Route, Service, recovers};
 use crate::on_both_routes;
-use crate::outages::recovers;
 
 on_both_routes! {
     d15_an_answer_outlives_a_crash_right_after_it_where_commits_do_not_wait_for_the_disk,

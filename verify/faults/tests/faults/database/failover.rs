@@ -4,9 +4,8 @@ use faults::client::Pay;
 use faults::cluster::Cluster;
 use faults::wait::{Gate, until};
 
-use super::{Route, Sent, Service, sent};
+use super::{Route, Sent, Service, recovers, sent};
 use crate::on_both_routes;
-use crate::outages::recovers;
 
 on_both_routes! {
     d14_an_asynchronous_standby_loses_the_last_answers_and_nothing_else,

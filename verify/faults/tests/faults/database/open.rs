@@ -4,8 +4,7 @@ use faults::client::{Answer, Pay};
 use faults::process::Subject;
 use faults::wait::Gate;
 
-use super::{Route, Service};
-use crate::outages::recovers;
+use super::{Route, Service, recovers, settled};
 use crate::{SUBJECT, assert_code, assert_replays};
 
 /// One count of the layer.
@@ -82,7 +81,7 @@ async fn d07_an_open_route_runs_without_its_store_and_header_counter_and_log_say
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d07_a_transactional_route_is_never_open() {
     let (service, open) = low(Route::Transactional).await;
-    assert_protected(&Pay::new("").send(open.port).await.unwrap());
+    assert_protected(&settled(&Pay::new(""), open.port).await);
     service.cluster.shut("fast");
     for _ in 0..7 {
         let answer = Pay::new("").send(open.port).await.unwrap();
