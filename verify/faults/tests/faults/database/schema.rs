@@ -5,7 +5,6 @@ use faults::database::Database;
 use faults::process::Subject;
 use faults::schema::{Version, put};
 use faults::settings::Settings;
-use faults::wait::until;
 
 use super::{Load, Route, count, settled};
 use crate::{SUBJECT, assert_code, assert_replays, on_both_routes};
@@ -114,16 +113,13 @@ async fn d19_an_upgrade_under_load_loses_no_answer_and_runs_nothing_twice(route:
     let place = Place::with(route, Version::Older).await;
     let old = SUBJECT.start(&place.settings).await;
     let load = Load::of(4, "delay=5", old.port);
-    until("some requests to be under way", async || {
-        let pay = Pay::new("");
-        let _ = pay.send(old.port).await.unwrap();
-        Some(())
-    })
-    .await;
+    let _ = Pay::new("").send(old.port).await.unwrap();
     let upgraded = place.upgrade().await;
     let pay = Pay::new("");
     let after = settled(&pay, old.port).await;
     assert_eq!(after.status, 201, "{}", after.text());
+    let ran = old.runs().await;
+    old.has_run(ran + 20).await;
     let all = load.end().await;
     println!("{route:?}: {} of {} ran", count(&all, "201"), all.len());
     assert!(count(&all, "201") > 0);
