@@ -46,7 +46,7 @@ pub const ROWS: &[Row] = &[
     // D. Database faults
     row("D01", "PG immediate stop/start each 5–30 s", "pg_ctl", "I-1–5, recovery < 5 s").repeated(3, 30, "crashes"),
     row("D02", "one backend SIGKILLed", "kill -9 pid", "all sessions reset; I-1–5").repeated(2, 20, "kills"),
-    row("D03", "SIGSTOP backend 10 s", "signal", "statement/lock timeouts fire; others unaffected; I-5").repeated(4, 10, "seconds"),
+    row("D03", "SIGSTOP backend 10 s", "signal", "statement/lock timeouts fire; others unaffected; I-5").repeated(3, 10, "seconds"),
     row("D04", "COMMIT executed, reply dropped", "the proxy drops after 'C'", "resolver returns stored reply, never re-executes; I-1,4"),
     row("D05", "COMMIT lost before reaching server", "the proxy drops", "resolver wins claim, executes once"),
     row("D06", "PG down at start / during", "stop", "503 + Retry-After, handler not run; I-8"),

@@ -109,7 +109,7 @@ async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(route: Route
     let (stopped, time) = (Instant::now(), Duration::from_secs(size("D03")));
     gate.open();
     let (here, there) = (service.subject.port, others.port);
-    let load = [here, there].map(|port| Load::of(1, "", port));
+    let load = [here, there].map(|port| Load::of(1, "delay=20", port));
 
     // All time limits of a request together, and what a busy machine adds.
     let answer = client.answer().await.unwrap();
