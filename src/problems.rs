@@ -22,7 +22,7 @@
 //! | <span id="execution-limit">`execution-limit`</span> | 500 | by risk class | The handler took longer than its execution limit and was stopped. |
 //! | <span id="response-failed">`response-failed`</span> | 500 | by risk class | The handler's body ended with an error. |
 //! | <span id="attempt-lost">`attempt-lost`</span> | 500 | no | An earlier attempt vanished, and the route's policy answers that with a stored 500. |
-//! | <span id="transaction-conflict">`transaction-conflict`</span> | 503 | after `Retry-After` | Another transaction was in the way (serialization failure, deadlock), or the connection was lost before the commit. Everything was rolled back. |
+//! | <span id="transaction-conflict">`transaction-conflict`</span> | 503 | after `Retry-After` | Another transaction was in the way (serialization failure, deadlock), the connection was lost before the commit, or the server had no disk or memory left. Everything was rolled back. |
 //! | <span id="transaction-aborted">`transaction-aborted`</span> | 500 | yes | A statement of the handler failed and it answered as if none had, or the commit was refused by a deferred constraint. Everything was rolled back, the key is free. |
 //! | <span id="transaction-ended">`transaction-ended`</span> | 500 | look first | The handler committed or rolled back by itself. What it committed stays, without a record: see the log. |
 //! | <span id="transaction-held">`transaction-held`</span> | 500 | yes | The handler gave its transaction to something that outlived it. Nothing is committed. |

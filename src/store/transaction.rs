@@ -102,8 +102,8 @@ pub enum CommitError {
     Ended,
     /// A statement had failed before, or the commit was refused: everything is rolled back.
     Aborted(StoreError),
-    /// A serialization failure, a deadlock or a lost connection: everything is rolled back, and
-    /// another try may succeed.
+    /// A serialization failure, a deadlock, a full disk or a lost connection: everything is rolled
+    /// back, and another try may succeed.
     Conflict(StoreError),
     /// The identity got a record from elsewhere in the meantime: everything is rolled back.
     Recorded,

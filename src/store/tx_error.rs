@@ -6,9 +6,9 @@ use sqlx::Error;
 
 use crate::outcome::Outcome;
 
-/// Whether a statement failed because another transaction was in its way: a serialization failure or
-/// a deadlock. The same statements may succeed in a new transaction. The failure may be the source of
-/// the error, as it is in those of the outbox and the inbox.
+/// Whether a statement failed because another transaction was in its way, by a serialization failure or
+/// a deadlock, or because the server has no disk or memory left. The same statements may succeed in a new
+/// transaction. The failure may be the source of the error, as it is in those of the outbox and the inbox.
 ///
 /// An error type of your own says so by [`Outcome::Conflict`] in its response; [`TxError`] does.
 #[must_use]
@@ -21,7 +21,9 @@ pub fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
     causes.any(|cause| {
         let database = cause.downcast_ref().and_then(Error::as_database_error);
         let code = database.and_then(|error| error.code());
-        code.is_some_and(|code| code.len() == 5 && code.starts_with("40"))
+        // Transaction rollback, and insufficient resources.
+        let may_pass = |code: &str| code.starts_with("40") || code.starts_with("53");
+        code.is_some_and(|code| code.len() == 5 && may_pass(&code))
     })
 }
 

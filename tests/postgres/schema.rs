@@ -117,6 +117,27 @@ async fn a_migrated_schema_takes_the_files_once_more() {
     acquire(&fixture.store, &request("key")).await;
 }
 
+/// Or the handler would run, and its answer could not be recorded.
+#[tokio::test]
+async fn on_a_schema_of_an_older_version_nothing_is_claimed() {
+    let database = TestDatabase::create().await;
+    let pool = database.pool(1).await;
+    let files = files();
+    for file in &files[..files.len() - 1] {
+        sql(&pool, file).await;
+    }
+    let store = PgStore::new(pool.clone());
+    let refused = store.claim(&request("key")).await.unwrap_err();
+    assert_eq!(
+        refused.kind(),
+        tower_idempotency::StoreErrorKind::Unavailable
+    );
+    let records = number(&pool, "select count(*) from idempotency.record").await;
+    assert_eq!(records, 0);
+    store.migrate().await.unwrap();
+    acquire(&store, &request("key")).await;
+}
+
 #[tokio::test]
 async fn a_store_without_its_schema_is_unavailable() {
     let database = TestDatabase::create().await;

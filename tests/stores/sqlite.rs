@@ -186,6 +186,22 @@ async fn files_that_were_applied_by_hand_are_found_in_place() {
     store.claim(&request()).await.unwrap();
 }
 
+/// Or the handler would run, and its answer could not be recorded.
+#[tokio::test]
+async fn on_a_table_of_an_older_version_nothing_is_claimed() {
+    let file = TestFile::new();
+    let pool = file.pool().await;
+    for sql in [
+        include_str!("../../migrations/sqlite/0001_record.sql"),
+        include_str!("../../migrations/sqlite/0002_reference.sql"),
+    ] {
+        sqlx::raw_sql(sql).execute(&pool).await.unwrap();
+    }
+    let store = SqliteStore::new(pool);
+    let refused = store.claim(&request()).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+}
+
 #[tokio::test]
 async fn a_record_that_cannot_be_read_is_corrupt() {
     for damage in [

@@ -11,6 +11,7 @@ use tower_idempotency::postgres::{Tx, TxError};
 
 use crate::bank::postgres::Bank;
 use crate::bank::{Banking, paid, pay};
+use crate::common::fired::fired;
 use crate::site::{Runs, Sent, Site, policy};
 
 /// Raises a serialization failure on the first `x-fails` runs; `x-swallow` makes it 201 all the same.
@@ -121,7 +122,13 @@ async fn lock_in_order(
     // Only the first two meet; who comes again after a deadlock does not wait.
     let waiters = met.wait();
     let _ = tokio::time::timeout(Duration::from_secs(2), waiters).await;
-    sqlx::query(update).bind(second).execute(&mut *tx).await?;
+    let locked = sqlx::query(update).bind(second).execute(&mut *tx).await;
+    locked.inspect_err(|error| {
+        let error = error.as_database_error().and_then(|error| error.code());
+        if error.as_deref() == Some("40P01") {
+            fired("deadlock");
+        }
+    })?;
     drop(pool);
     Ok(StatusCode::CREATED)
 }

@@ -3,12 +3,13 @@
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
-use sqlx::Row as _;
+use sqlx::{PgPool, Row as _};
 use tower_idempotency::PgStore;
 use tower_idempotency::postgres::{Tx, TxError};
 
 use crate::bank::postgres::Bank;
 use crate::bank::{Banking, paid};
+use crate::common::fired::fired;
 use crate::site::{Runs, Sent, Site, policy};
 
 /// I-2: effect if and only if record.
@@ -33,6 +34,18 @@ async fn settings(mut tx: Tx) -> Result<(StatusCode, String), TxError> {
     Ok((StatusCode::CREATED, row.try_get(0)?))
 }
 
+/// What a session gets that asks for nothing.
+async fn count_defaults(pool: &PgPool) {
+    let defaults = "select current_setting('transaction_isolation') || ' ' ||
+        current_setting('synchronous_commit')";
+    let defaults: String = sqlx::query_scalar(defaults).fetch_one(pool).await.unwrap();
+    match defaults.as_str() {
+        "serializable on" => fired("isolation serializable"),
+        "read committed off" => fired("synchronous_commit off"),
+        _ => {}
+    }
+}
+
 async fn settings_under(sql: &'static str) -> String {
     let bank = Bank::start().await;
     let alter = sql.replace("DB", &format!("database \"{}\"", bank.database.name));
@@ -41,7 +54,9 @@ async fn settings_under(sql: &'static str) -> String {
         .await
         .unwrap();
     // Connections of its own read the new defaults.
-    let store = PgStore::new(bank.database.pool(1).await);
+    let pool = bank.database.pool(1).await;
+    count_defaults(&pool).await;
+    let store = PgStore::new(pool);
     let scope = tower_idempotency::Scope::header("x-tenant").unwrap();
     let layer = tower_idempotency::IdempotencyLayer::new(store, scope).transactional();
     let site = Site::start(

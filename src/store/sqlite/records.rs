@@ -14,13 +14,14 @@ use crate::store::protocol::{Inserted, Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
+/// Names the newest column, as on PostgreSQL: on an older table the claim is what fails.
 const INSERT: &str = "
 insert into idempotency_record (
     id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
-    claimed_at, leased_until, expires_at, sweep_at
+    claimed_at, leased_until, expires_at, sweep_at, progress
 )
 select ?1, ?2, ?3, ?4, ?5, 'running', ?6, 1, ?7, ?8,
-    now, now + ?9, now + ?10, now + case ?7 when 'hold' then ?9 else ?10 end
+    now, now + ?9, now + ?10, now + case ?7 when 'hold' then ?9 else ?10 end, null
 from (select unixepoch('subsec') as now)
 where true
 on conflict (id) do nothing

@@ -6,6 +6,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _};
+
 use crate::fired::fired;
 use crate::random::{Random, fresh_key};
 use crate::signal;
@@ -16,9 +19,9 @@ use crate::wait::until;
 #[derive(Debug)]
 pub struct Cluster {
     programs: PathBuf,
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     port: u16,
-    password: String,
+    pub(crate) password: String,
     /// Whether it waits for its disk; a crash of the server alone loses nothing without.
     syncs: bool,
     /// Waits for the end of its standard input, and then cleans up.
@@ -35,6 +38,7 @@ pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && {
     while kill -0 "$pid" 2>/dev/null && [ $i -lt 50 ]; do sleep 0.1; i=$((i + 1)); done
     kill -KILL "$pid"
 } 2>/dev/null
+for disk in "$1"/disk-*; do umount -l "$disk"; done 2>/dev/null
 rm -rf "$1"
 "#;
 
@@ -58,7 +62,17 @@ impl Cluster {
     }
 
     async fn start_as(syncs: bool) -> Self {
-        let cluster = tokio::task::spawn_blocking(move || Self::create(syncs)).await;
+        Self::start_made(move || {
+            let cluster = Self::prepare(syncs);
+            cluster.init(&[]);
+            cluster
+        })
+        .await
+    }
+
+    /// Starts what was made, on a port that is free.
+    pub(crate) async fn start_made(make: impl FnOnce() -> Self + Send + 'static) -> Self {
+        let cluster = tokio::task::spawn_blocking(make).await;
         let mut cluster = cluster.expect("creating does not panic");
         for _ in 0..5 {
             if cluster.try_boot() {
@@ -69,7 +83,8 @@ impl Cluster {
         panic!("the server does not start: {}", cluster.log());
     }
 
-    fn create(syncs: bool) -> Self {
+    /// A place for a server.
+    pub(crate) fn prepare(syncs: bool) -> Self {
         let directory = std::env::temp_dir().join(format!("faults-{}", fresh_key()));
         std::fs::create_dir(&directory).expect("the temporary directory is writable");
         let janitor = Command::new("sh")
@@ -87,20 +102,22 @@ impl Cluster {
             janitor,
         };
         let secret = cluster.directory.join("password");
-        std::fs::write(&secret, &cluster.password).expect("it is writable");
-        if let Some(owner) = owner() {
-            run(Command::new("chown")
-                .args(["-R", owner])
-                .arg(&cluster.directory));
-        }
+        std::fs::write(secret, &cluster.password).expect("it is writable");
+        give_to_owner(&cluster.directory);
+        cluster
+    }
+
+    /// Makes its data.
+    pub(crate) fn init(&self, options: &[String]) {
+        let secret = self.directory.join("password");
         // An unoptimised client takes a tenth of a second for each exchange of SCRAM, and the tests of
         // recovery count the time until all connections are made anew.
-        run(cluster
+        run(self
             .program("initdb")
             .args(["--username=postgres", "--auth=password"])
             .args(["--encoding=UTF8", "--no-locale", "--no-sync"])
-            .arg(format!("--pwfile={}", secret.display())));
-        cluster
+            .arg(format!("--pwfile={}", secret.display()))
+            .args(options));
     }
 
     /// Where it is.
@@ -127,6 +144,13 @@ impl Cluster {
     pub fn shut(&self, mode: &str) {
         run(self.program("pg_ctl").args(["-m", mode, "-w", "stop"]));
         fired("server stop");
+    }
+
+    /// Ends it, if it has not ended by itself.
+    pub fn shut_if_running(&self) {
+        let mut stop = self.program("pg_ctl");
+        // It fails where there is nothing to be ended.
+        let _ = stop.args(["-m", "immediate", "-w", "stop"]).output();
     }
 
     /// Stops all its processes where they stand; connections stay open, and new ones are accepted by
@@ -158,7 +182,51 @@ impl Cluster {
         signal::send(self.postmaster(), "CONT");
     }
 
-    fn postmaster(&self) -> u32 {
+    /// Kills one of its processes with SIGKILL, upon which the server ends all others and recovers.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not say that the process died of it.
+    pub async fn kill_backend(&self, pid: u32) {
+        signal::send(pid, "KILL");
+        let died = format!("(PID {pid}) was terminated by signal 9");
+        self.says(&died).await;
+        fired("backend kill");
+    }
+
+    /// Waits until the server's log has these words.
+    pub async fn says(&self, words: &str) {
+        until(&format!("the server to say: {words}"), async || {
+            self.log().contains(words).then_some(())
+        })
+        .await;
+    }
+
+    /// A connection as superuser.
+    ///
+    /// # Panics
+    ///
+    /// When there is none to be had.
+    pub async fn connect(&self) -> PgConnection {
+        let connection = PgConnection::connect(&self.url()).await;
+        connection.expect("the server accepts connections")
+    }
+
+    /// Runs statements as superuser, each in a transaction of its own.
+    ///
+    /// # Panics
+    ///
+    /// When one fails.
+    pub async fn execute(&self, statements: &[&str]) {
+        let mut connection = self.connect().await;
+        for statement in statements {
+            let statement = sqlx::raw_sql(AssertSqlSafe((*statement).to_owned()));
+            let done = statement.execute(&mut connection).await;
+            done.expect("the statement can be executed");
+        }
+    }
+
+    pub(crate) fn postmaster(&self) -> u32 {
         let file = std::fs::read_to_string(self.directory.join("data/postmaster.pid"));
         let file = file.expect("the server runs");
         let pid = file.lines().next().map(str::parse);
@@ -182,12 +250,14 @@ impl Cluster {
         status.is_ok_and(|status| status.success())
     }
 
-    fn log(&self) -> String {
+    /// All that it has said.
+    #[must_use]
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 
     /// A program of the server, run by its owner: PostgreSQL refuses to run as root.
-    fn program(&self, name: &str) -> Command {
+    pub(crate) fn program(&self, name: &str) -> Command {
         let path = self.programs.join(name);
         let mut command = match owner() {
             Some(owner) => {
@@ -216,7 +286,7 @@ impl Drop for Cluster {
     }
 }
 
-fn run(command: &mut Command) {
+pub(crate) fn run(command: &mut Command) {
     let output = command.output().expect("the program is there");
     assert!(
         output.status.success(),
@@ -225,7 +295,15 @@ fn run(command: &mut Command) {
     );
 }
 
-fn owner() -> Option<&'static str> {
+/// Whatever it is that only the server's owner may have.
+pub(crate) fn give_to_owner(path: &Path) {
+    if let Some(owner) = owner() {
+        run(Command::new("chown").args(["-R", owner]).arg(path));
+    }
+}
+
+/// Whom servers run as, where this process may not run them itself.
+pub(crate) fn owner() -> Option<&'static str> {
     let is_root = std::fs::metadata("/proc/self")
         .is_ok_and(|process| std::os::unix::fs::MetadataExt::uid(&process) == 0);
     is_root.then_some("postgres")

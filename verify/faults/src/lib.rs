@@ -15,9 +15,13 @@
     reason = "a harness of tests, which fail by panicking"
 )]
 
+pub mod bouncer;
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod disk;
+pub mod durability;
+pub mod failover;
 pub mod failpoint;
 #[path = "../../../tests/common/fired.rs"]
 pub mod fired;
@@ -26,8 +30,10 @@ pub mod matrix;
 pub mod process;
 pub mod proxy;
 pub mod random;
+pub mod schema;
 pub mod settings;
 pub mod shop;
 pub mod signal;
+pub mod strictness;
 pub mod subject;
 pub mod wait;

@@ -50,7 +50,27 @@ impl Launcher {
         futures_util::future::join_all(starting).await
     }
 
+    /// Starts a subject that is to end by itself before it listens, and returns what it said.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end, or as if all were well.
+    pub async fn refuses(self, settings: &impl Serialize) -> String {
+        let settings = serde_json::to_string(settings).expect("settings are JSON");
+        let mut subject = self.spawn(&settings);
+        let status = subject.ended().await;
+        assert!(!status.success(), "{status}");
+        subject.said()
+    }
+
     fn start_blocking(self, settings: &str) -> Subject {
+        let mut subject = self.spawn(settings);
+        let port = subject.line().strip_prefix("port ").map(str::parse);
+        subject.port = port.expect("the port comes first").expect("a number");
+        subject
+    }
+
+    fn spawn(self, settings: &str) -> Subject {
         let name = format!("faults-{}.log", crate::random::fresh_key());
         let log = std::env::temp_dir().join(name);
         let stderr = File::create(&log).expect("the temporary directory is writable");
@@ -69,16 +89,13 @@ impl Launcher {
                 let _ = sender.send(line);
             }
         });
-        let mut subject = Subject {
+        Subject {
             child,
             _stdin: stdin,
             lines,
             log,
             port: 0,
-        };
-        let port = subject.line().strip_prefix("port ").map(str::parse);
-        subject.port = port.expect("the port comes first").expect("a number");
-        subject
+        }
     }
 }
 

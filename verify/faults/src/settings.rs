@@ -18,6 +18,10 @@ pub struct Settings {
     pub max_transactions: Option<u32>,
     /// How often a transaction that met a conflict is run again.
     pub reruns: u32,
+    /// Whether `store` leads to PgBouncer.
+    pub pgbouncer: bool,
+    /// Whether the records are written on the connections of the application.
+    pub shared_pool: bool,
     /// Whether to create the schema first; a store that never answers would keep it from starting.
     pub migrate: bool,
     /// Lease of a claim.
@@ -49,6 +53,8 @@ impl Settings {
             transactional: false,
             max_transactions: None,
             reruns: 0,
+            pgbouncer: false,
+            shared_pool: false,
             migrate: true,
             lease: None,
             execution_limit: None,

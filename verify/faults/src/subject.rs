@@ -77,7 +77,9 @@ pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
         }
         None => {
             let pool = PgPoolOptions::new().connect_lazy(&settings.store)?;
-            let mut store = PgStore::builder(pool);
+            let mut store = PgStore::builder(pool)
+                .with_pgbouncer(settings.pgbouncer)
+                .with_shared_pool(settings.shared_pool);
             if let Some(most) = settings.max_transactions {
                 store = store.with_max_transactions(most)?;
             }

@@ -16,6 +16,7 @@ use super::exchange::{Request, Session, raise};
 use super::rule::{Action, Close, Fault};
 use super::wire::{self, Message, Messages};
 use super::{Shared, Switch};
+use crate::fired::fired;
 use crate::wait::PATIENCE;
 
 /// How a connection ends.
@@ -115,7 +116,8 @@ impl Connection {
                 client.writer().write_all(b"N").await?;
                 continue;
             }
-            let mut server = TcpStream::connect(&self.shared.server).await?;
+            let server = self.shared.server();
+            let mut server = TcpStream::connect(server).await?;
             server.set_nodelay(true)?;
             if code == wire::CANCEL {
                 server.write_all(&message).await?;
@@ -270,6 +272,9 @@ impl Connection {
             return (None, true);
         };
         let (fault, exchange) = (front.fault.clone(), front.exchange);
+        if kind == b'E' && !front.is_replaced {
+            count(message.sqlstate());
+        }
         let passes = !front.is_replaced || matches!(kind, b'E' | b'Z');
         if kind == b'Z' {
             waiting.pop_front();
@@ -327,6 +332,15 @@ async fn act(fault: &Fault) -> Option<End> {
         Action::Fail(_) => {}
     }
     None
+}
+
+/// What the server itself failed with, where that is a fault of this table: it has no resources left, it
+/// ended one of two transactions, or it is read-only.
+fn count(sqlstate: Option<String>) {
+    let sqlstate = sqlstate.unwrap_or_default();
+    if sqlstate.starts_with("53") || sqlstate.starts_with("40") || sqlstate == "25006" {
+        fired(&format!("server error {sqlstate}"));
+    }
 }
 
 fn reset_all(streams: impl IntoIterator<Item = TcpStream>) {

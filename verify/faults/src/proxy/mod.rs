@@ -44,7 +44,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    server: String,
+    server: Mutex<String>,
     rules: Rules,
     switch: watch::Sender<Switch>,
     traffic: Mutex<Traffic>,
@@ -122,7 +122,7 @@ impl Proxy {
         let address = listener.local_addr().expect("it is bound").to_string();
         let (before, server, after) = split(url).expect("postgres://user@host:port/database");
         let shared = Arc::new(Shared {
-            server: server.to_owned(),
+            server: Mutex::new(server.to_owned()),
             rules: Rules::default(),
             switch: watch::channel(Switch::default()).0,
             traffic: Mutex::default(),
@@ -143,6 +143,16 @@ impl Proxy {
     /// A rule for some messages. Of those that match, the oldest counts.
     pub fn on(&self, matching: Match) -> Rule<'_> {
         Rule::new(&self.shared.rules, matching)
+    }
+
+    /// Leads new connections to another server, as a failover does.
+    ///
+    /// # Panics
+    ///
+    /// When the URL names no server.
+    pub fn lead_to(&self, url: &str) {
+        let (_, server, _) = split(url).expect("postgres://user@host:port/database");
+        server.clone_into(&mut self.shared.server.lock().expect("no panic holds it"));
     }
 
     /// Passes nothing on, of whatever connection, until it is [healed](Self::heal).
@@ -200,6 +210,10 @@ impl Drop for Proxy {
 }
 
 impl Shared {
+    fn server(&self) -> String {
+        self.server.lock().expect("no panic holds it").clone()
+    }
+
     fn count(&self, change: impl FnOnce(&mut Traffic)) {
         change(&mut self.traffic.lock().expect("no panic holds it"));
     }

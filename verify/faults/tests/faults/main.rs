@@ -10,6 +10,7 @@
 )]
 
 mod crashes;
+mod database;
 mod disconnects;
 mod duplicates;
 mod hazard;

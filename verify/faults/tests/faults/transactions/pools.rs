@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::routing::post;
 use faults::client::{Answer, Pay};
 use faults::database::Database;
+use faults::fired::fired;
 use faults::ledger::Ledger;
 use faults::process::Subject;
 use faults::proxy::Proxy;
@@ -71,6 +72,7 @@ impl Busy {
             (self.proxy.traffic().failures("IK001") >= 10).then_some(())
         })
         .await;
+        fired("duplicates");
         sent
     }
 }
@@ -146,6 +148,11 @@ async fn d08_while_all_transactions_are_taken_by_slow_handlers_answers_are_repla
     let slow = [(); 2].map(|()| Pay::new(&gate.behave()));
     let running: Vec<_> = slow.iter().map(|pay| send(pay, &subject)).collect();
     subject.has_run(before + 3).await;
+    until("all transactions to be taken", async || {
+        (database.open_transactions().await == 2).then_some(())
+    })
+    .await;
+    fired("transactions taken");
     let others = [(); 12].map(|()| Pay::new(""));
     let refused: Vec<_> = others.iter().map(|pay| send(pay, &subject)).collect();
     for answer in join_all(refused).await {
@@ -173,7 +180,10 @@ async fn pay(
         .execute(&mut *tx)
         .await?;
     if headers["x-behave"] == "second" {
-        let mut second = pool.acquire().await?;
+        let second = pool.acquire().await;
+        // The transaction is open, and has been written in.
+        fired("second connection");
+        let mut second = second?;
         sqlx::query("select 1").execute(&mut *second).await?;
     }
     Ok(StatusCode::CREATED)

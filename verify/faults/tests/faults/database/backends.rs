@@ -1,0 +1,159 @@
+//! One process of the server is killed, or stopped, while a request is in flight on it.
+
+use std::time::{Duration, Instant};
+
+use faults::client::Pay;
+use faults::matrix::size;
+use faults::random::fresh_key;
+use faults::signal;
+use faults::wait::{Gate, until};
+use futures_util::future::join_all;
+use sqlx::Connection as _;
+
+use super::{Load, Route, Service, count, recovers, sent};
+use crate::{assert_code, on_both_routes};
+
+on_both_routes! {
+    d02_a_backend_that_is_killed_ends_all_sessions_and_every_request_is_settled,
+    d03_a_backend_that_is_stopped_delays_its_own_request_alone,
+}
+
+/// What is written for keys that begin with `slow-` takes a while.
+const SLOW: [&str; 2] = [
+    "create function public.slow() returns trigger language plpgsql as
+     $$ begin perform pg_sleep(0.2); return new; end $$",
+    "create trigger slow before insert or update on idempotency.record for each row
+     when (new.key like 'slow-%') execute function public.slow()",
+];
+
+const FAST: [&str; 1] = ["drop trigger slow on idempotency.record"];
+
+/// Backends that are in the middle of such a write.
+const WRITING: &str = "
+select pid from pg_stat_activity where wait_event = 'PgSleep'
+    and application_name = 'tower-idempotency' and query like '%idempotency.record%'";
+
+/// Backends of transactions whose handlers are running.
+const IN_HANDLER: &str = "
+select pid from pg_stat_activity where state = 'idle in transaction'
+    and application_name = 'tower-idempotency'";
+
+fn slow() -> Pay {
+    Pay {
+        key: format!("slow-{}", fresh_key()),
+        ..Pay::new("")
+    }
+}
+
+impl Service {
+    /// The process of the server that a request is in flight on.
+    async fn backend(&self, which: &'static str) -> u32 {
+        until("a request to be in flight", async || {
+            let mut admin = self.cluster.connect().await;
+            let pid = sqlx::query_scalar(which).fetch_optional(&mut admin).await;
+            let pid: Option<i32> = pid.unwrap();
+            pid.map(|pid| u32::try_from(pid).unwrap())
+        })
+        .await
+    }
+}
+
+async fn d02_a_backend_that_is_killed_ends_all_sessions_and_every_request_is_settled(route: Route) {
+    let service = Service::start(route).await;
+    let before = service.paid_times(3).await;
+    service.cluster.execute(&SLOW).await;
+    let mut all = before;
+    for _ in 0..size("D02") {
+        let mut bystander = service.cluster.connect().await;
+        bystander.ping().await.unwrap();
+        let port = service.subject.port;
+        let running = (0..4).map(|_| tokio::spawn(async move { sent(&slow(), port).await }));
+        let running: Vec<_> = running.collect();
+        let victim = service.backend(WRITING).await;
+        let killed = Instant::now();
+        service.cluster.kill_backend(victim).await;
+        assert!(bystander.ping().await.is_err(), "its session goes on");
+        let round = join_all(running).await.into_iter().map(Result::unwrap);
+        let round: Vec<_> = round.collect();
+        let hit = round.iter().filter(|sent| sent.at + sent.took > killed);
+        println!("{} requests met the kill", hit.count());
+        all.extend(round);
+        recovers(&service.subject).await;
+    }
+    service.cluster.execute(&FAST).await;
+    service.holds(&all).await;
+}
+
+/// The server is told nothing, and cannot end what it does not run.
+async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(route: Route) {
+    let service = Service::start(route).await;
+    recovers(&service.subject).await;
+    let subject = crate::warm::<4>(vec![crate::SUBJECT.start(&service.settings).await]);
+    let others = subject.await.remove(0);
+    let (gate, mut pay) = (Gate::new(), slow());
+    if route == Route::Leased {
+        service.cluster.execute(&SLOW).await;
+        gate.open();
+    }
+    pay.behave = gate.behave();
+    let mut client = pay.begin_on(service.subject.port).await.unwrap();
+    let victim = match route {
+        // In the middle of its completion.
+        Route::Leased => {
+            service.ledger.has_begun(&pay.key, 1).await;
+            service.backend(WRITING).await
+        }
+        Route::Transactional => service.backend(IN_HANDLER).await,
+    };
+    signal::stop(victim).await;
+    let (stopped, time) = (Instant::now(), Duration::from_secs(size("D03")));
+    gate.open();
+    let (here, there) = (service.subject.port, others.port);
+    let load = [here, there].map(|port| Load::of(1, "delay=20", port));
+
+    // All time limits of a request together, and what a busy machine adds.
+    let answer = client.answer().await.unwrap();
+    let took = stopped.elapsed();
+    assert!(took < Duration::from_millis(3500), "{took:?}");
+    println!("{:?} after {took:?}", answer.kind());
+    let expected = match route {
+        Route::Leased => "answer-not-recorded",
+        Route::Transactional => "transaction-conflict",
+    };
+    assert_code(&answer, expected);
+    for port in [here, there] {
+        let refused = sent(&pay, port).await;
+        let documented = [
+            "request-in-progress",
+            "store-unavailable",
+            "answer-not-recorded",
+        ];
+        assert!(documented.contains(&&*refused.answer.kind()), "{refused:?}");
+        assert!(refused.took < Duration::from_secs(2), "{refused:?}");
+    }
+    tokio::time::sleep(time.saturating_sub(stopped.elapsed())).await;
+    let mut unaffected = Vec::new();
+    for load in load {
+        unaffected.extend(load.end().await);
+    }
+    let slowest = unaffected.iter().map(|sent| sent.took).max().unwrap();
+    println!("{} others, the slowest took {slowest:?}", unaffected.len());
+    assert_eq!(count(&unaffected, "201"), unaffected.len());
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert_eq!(signal::state(victim), Some('T'), "it went on by itself");
+
+    signal::go_on(victim);
+    let going_on = Instant::now();
+    let settled = service.settled(&pay).await;
+    assert!(
+        going_on.elapsed() < Duration::from_secs(7),
+        "{:?}",
+        going_on.elapsed()
+    );
+    assert_eq!(settled.status, 201, "{}", settled.text());
+    crate::assert_replays(&service.send(&pay).await, &settled);
+    assert_eq!(service.effects(&pay).await, 1);
+    let other = crate::database::settled(&pay, others.port).await;
+    crate::assert_replays(&other, &settled);
+    service.holds(&unaffected).await;
+}
