@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use faults::client::Pay;
 use faults::database::Database;
 use faults::matrix::size;
+use faults::proxy::Proxy;
 use faults::strictness::make_stricter;
 use futures_util::future::join_all;
 
@@ -36,7 +37,8 @@ async fn execute_once(route: Route, isolation: &str, shared: bool) {
     let database = Database::postgres().await;
     make_stricter(&database.url, isolation).await;
     let ledger = route.ledger(&database.url).await;
-    let settings = route.settings(&database.url, &ledger).with(|s| {
+    let proxy = Proxy::start(&database.url).await;
+    let settings = route.settings(proxy.url(), &ledger).with(|s| {
         s.store_timeout = Some(10_000);
         s.settle_timeout = Some(20_000);
         s.lease = None;
@@ -77,5 +79,6 @@ async fn execute_once(route: Route, isolation: &str, shared: bool) {
             assert_eq!(effects, 1);
         }
     }
-    println!("{route:?}, {isolation}: {kinds:?}");
+    let failures = proxy.traffic().failures("40001");
+    println!("{route:?}, {isolation}: {kinds:?}, {failures} serialization failures");
 }
