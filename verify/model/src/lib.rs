@@ -1,6 +1,12 @@
-//! Both claim protocols of the crate as models, every state of which is visited.
+//! Both claim protocols of the crate as models, every state of which is visited: [`lease`] and
+//! [`transaction`]. Their documentation says what each step stands for in the crate, and what is left out.
+//!
+//! A bound of `3x1x3` is 3 workers, 1 key, 3 attempts: a worker has one attempt under way at a time,
+//! and any worker may make any of them, one after the other or at once. Attempts, workers and keys that
+//! differ in nothing but their names are one.
 
 pub mod lease;
+pub mod transaction;
 
 use std::fmt;
 use std::hash::Hash;
@@ -49,47 +55,88 @@ pub struct Report {
     pub depth: usize,
     /// How long it took.
     pub took: Duration,
-    /// Properties that hold, in every state.
+    /// How many properties hold.
     pub held: usize,
-    /// Those that do not, with the steps of a shortest way there; `None` for what was never reached.
-    pub failed: Vec<(&'static str, Option<String>)>,
+    /// Those that do not.
+    pub failures: Vec<Failure>,
 }
 
-/// Visits every state of a model.
-pub fn check<M>(model: M, threads: usize) -> Report
+/// A property that does not hold.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its name.
+    pub property: &'static str,
+    /// The steps to a state where it fails; `None` for what was never reached. Attempts and keys are
+    /// renamed after each step, so that a number in one is not always the same in the next.
+    pub steps: Option<Vec<String>>,
+}
+
+/// What a model has to be, to be checked by several threads.
+pub trait Checkable:
+    Model<
+        State: Clone + fmt::Debug + Hash + PartialEq + Send + Sync + 'static,
+        Action: Clone + fmt::Debug + PartialEq + Send + Sync + 'static,
+    > + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<M> Checkable for M
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + fmt::Debug + Hash + PartialEq + Send + Sync + 'static,
     M::Action: Clone + fmt::Debug + PartialEq + Send + Sync + 'static,
 {
+}
+
+/// Visits every state of a model, or ends with the first failure. States are told apart by 64 bits of
+/// a digest.
+pub fn check(model: impl Checkable, threads: usize) -> Report {
     let began = Instant::now();
     let checker = model.checker().threads(threads);
-    let checker = checker
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
-    let mut discoveries = checker.discoveries();
+    let checker = checker.finish_when(HasDiscoveries::AnyFailures);
+    let checker = checker.spawn_bfs().join();
     let properties = checker.model().properties();
-    let mut failed = Vec::new();
-    for property in &properties {
-        let found = discoveries.remove(property.name);
-        match property.expectation.discovery_is_failure() {
-            true => failed.extend(found.map(|path| (property.name, Some(steps(path))))),
-            false if found.is_none() => failed.push((property.name, None)),
-            false => {}
-        }
+    let mut discoveries = checker.discoveries();
+    let (never, sometimes): (Vec<_>, Vec<_>) = properties
+        .iter()
+        .partition(|property| property.expectation.discovery_is_failure());
+    let failed = never.iter().filter_map(|property| {
+        let path = discoveries.remove(property.name)?;
+        Some(Failure {
+            property: property.name,
+            steps: Some(steps(path)),
+        })
+    });
+    let mut failures: Vec<Failure> = failed.collect();
+    // Before every state is visited, nothing is never reached.
+    if failures.is_empty() {
+        let unreached = sometimes
+            .iter()
+            .filter(|p| !discoveries.contains_key(p.name));
+        failures.extend(unreached.map(|p| Failure {
+            property: p.name,
+            steps: None,
+        }));
     }
     Report {
         states: checker.unique_state_count(),
         depth: checker.max_depth(),
         took: began.elapsed(),
-        held: properties.len() - failed.len(),
-        failed,
+        held: properties.len() - failures.len(),
+        failures,
     }
 }
 
-fn steps<S: Clone + PartialEq, A: Clone + PartialEq + fmt::Debug>(path: Path<S, A>) -> String {
+/// The steps of a shortest way to where a property does not hold.
+pub fn counterexample(model: impl Checkable, property: &'static str) -> Option<Vec<String>> {
+    let is_found = HasDiscoveries::AnyOf([property].into());
+    let checker = model.checker().finish_when(is_found).spawn_bfs().join();
+    checker.discovery(property).map(steps)
+}
+
+fn steps<S: Clone + PartialEq, A: Clone + PartialEq + fmt::Debug>(path: Path<S, A>) -> Vec<String> {
     let actions = path.into_actions();
-    let lines: Vec<String> = actions.iter().map(|action| format!("{action:?}")).collect();
-    lines.join("\n")
+    actions.iter().map(|action| format!("{action:?}")).collect()
 }

@@ -161,6 +161,8 @@ pub mod property {
     pub const C11: &str = "C11 no claim is in its own way";
     /// To be reached: where it never happens, nothing was shown.
     pub const TAKEOVER: &str = "sometimes a lost attempt is taken over";
+    /// To be reached: what is not promised.
+    pub const RERUN: &str = "sometimes an effect is made again";
     /// To be reached.
     pub const ZOMBIE: &str = "sometimes a write after the claim was lost is refused";
     /// To be reached.
@@ -567,7 +569,7 @@ impl Model for Lease {
 
     fn properties(&self) -> Vec<Property<Self>> {
         use property::{
-            C11, CLAIM, I1, I4, I5, I6, LOST_CLAIM, LOST_COMPLETION, ONCE, TAKEOVER, ZOMBIE,
+            C11, CLAIM, I1, I4, I5, I6, LOST_CLAIM, LOST_COMPLETION, ONCE, RERUN, TAKEOVER, ZOMBIE,
         };
         let mut properties = vec![
             Property::always(CLAIM, |_, s: &Vec<Key>| {
@@ -598,6 +600,11 @@ impl Model for Lease {
         if self.class != Class::Medium || self.handler == Handler::Phase {
             properties.push(Property::always(I1, |_, s: &Vec<Key>| {
                 s.iter().all(|key| key.effects < 2)
+            }));
+        }
+        if self.class == Class::Medium && self.handler != Handler::Phase {
+            properties.push(Property::sometimes(RERUN, |_, s: &Vec<Key>| {
+                s.iter().any(|key| key.effects > 1)
             }));
         }
         // What is held is not taken over, unless phases of it are finished.
