@@ -8,6 +8,7 @@
 pub mod lease;
 pub mod transaction;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
@@ -66,15 +67,15 @@ pub struct Report {
 pub struct Failure {
     /// Its name.
     pub property: &'static str,
-    /// The steps to a state where it fails; `None` for what was never reached. Attempts and keys are
-    /// renamed after each step, so that a number in one is not always the same in the next.
+    /// The steps to a state where it fails, each with what is there after it; `None` for what was never
+    /// reached. Attempts and keys are renamed after each step, so that a number is good for one line.
     pub steps: Option<Vec<String>>,
 }
 
 /// What a model has to be, to be checked by several threads.
 pub trait Checkable:
     Model<
-        State: Clone + fmt::Debug + Hash + PartialEq + Send + Sync + 'static,
+        State: Clone + fmt::Debug + Hash + Eq + Send + Sync + 'static,
         Action: Clone + fmt::Debug + PartialEq + Send + Sync + 'static,
     > + Send
     + Sync
@@ -85,7 +86,7 @@ pub trait Checkable:
 impl<M> Checkable for M
 where
     M: Model + Send + Sync + 'static,
-    M::State: Clone + fmt::Debug + Hash + PartialEq + Send + Sync + 'static,
+    M::State: Clone + fmt::Debug + Hash + Eq + Send + Sync + 'static,
     M::Action: Clone + fmt::Debug + PartialEq + Send + Sync + 'static,
 {
 }
@@ -106,7 +107,7 @@ pub fn check(model: impl Checkable, threads: usize) -> Report {
         let path = discoveries.remove(property.name)?;
         Some(Failure {
             property: property.name,
-            steps: Some(steps(path)),
+            steps: Some(steps(checker.model(), path)),
         })
     });
     let mut failures: Vec<Failure> = failed.collect();
@@ -129,14 +130,47 @@ pub fn check(model: impl Checkable, threads: usize) -> Report {
     }
 }
 
-/// The steps of a shortest way to where a property does not hold.
+/// The steps of a shortest way to where a property does not hold, or that it does.
 pub fn counterexample(model: impl Checkable, property: &'static str) -> Option<Vec<String>> {
     let is_found = HasDiscoveries::AnyOf([property].into());
     let checker = model.checker().finish_when(is_found).spawn_bfs().join();
-    checker.discovery(property).map(steps)
+    checker.discovery(property)?;
+    Some(shortest(checker.model(), property))
 }
 
-fn steps<S: Clone + PartialEq, A: Clone + PartialEq + fmt::Debug>(path: Path<S, A>) -> Vec<String> {
-    let actions = path.into_actions();
-    actions.iter().map(|action| format!("{action:?}")).collect()
+/// The checker goes by blocks, so that what it finds first is not always the nearest.
+fn shortest<M: Checkable>(model: &M, property: &'static str) -> Vec<String> {
+    let holds = model.property(property).condition;
+    let mut ways: Vec<(M::State, usize, String)> = Vec::new();
+    ways.extend(
+        model
+            .init_states()
+            .into_iter()
+            .map(|state| (state, 0, String::new())),
+    );
+    let mut seen: HashSet<M::State> = ways.iter().map(|way| way.0.clone()).collect();
+    let mut at = 0;
+    while holds(model, &ways[at].0) {
+        let state = ways[at].0.clone();
+        for (action, next) in model.next_steps(&state) {
+            if seen.insert(next.clone()) {
+                let step = model.format_step(&state, action).unwrap_or_default();
+                ways.push((next, at, step));
+            }
+        }
+        at += 1;
+    }
+    let mut steps = Vec::new();
+    while !ways[at].2.is_empty() {
+        steps.push(ways[at].2.clone());
+        at = ways[at].1;
+    }
+    steps.reverse();
+    steps
+}
+
+fn steps<M: Checkable>(model: &M, path: Path<M::State, M::Action>) -> Vec<String> {
+    let steps = path.into_vec().into_iter();
+    let steps = steps.filter_map(|(state, action)| model.format_step(&state, action?));
+    steps.collect()
 }

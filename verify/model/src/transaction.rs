@@ -22,6 +22,8 @@
 //! and the lock is looked up again (`clear`). What `running.rs` answers without the store. A hold, which
 //! is a refusal of another name. SQLite, whose transactions run one after the other.
 
+use std::fmt;
+
 use stateright::{Model, Property};
 
 use crate::Bounds;
@@ -119,7 +121,7 @@ pub struct Record {
 }
 
 /// All that is known of one key.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     record: Option<Record>,
     attempts: Vec<Attempt>,
@@ -604,12 +606,9 @@ impl Key {
             Step::Over | Step::Unsent => Action::ServerEnds(0, me),
             Step::Run if wrote || attempt.ended => Action::Keep(0, me),
             Step::Run => Action::Write(0, me),
-            // The server ends what the probe waits for: its own, since no other has a record.
-            _ if is_blocked => match attempt.tx {
-                Some(_) => Action::ServerEnds(0, me),
-                None => Action::GiveUp(0, me),
-            },
-            // Later ones are still alive, and may have the lock: they are next.
+            // What it waits for is its own transaction, which the server ends, or that of the next.
+            _ if is_blocked && attempt.tx.is_some() => Action::ServerEnds(0, me),
+            _ if is_blocked => Action::GiveUp(0, me),
             _ => Action::Call(0, me),
         }
     }
@@ -638,6 +637,29 @@ impl Key {
             if let (true, Some(record)) = (is_by, &mut self.record) {
                 record.by = me;
             }
+        }
+    }
+}
+
+/// Where each attempt is, whether its transaction is open and what it would commit, and the record.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (attempt, me) in self.attempts.iter().zip(0_u8..) {
+            write!(f, "{me} {:?}", attempt.step)?;
+            if let Some(tx) = attempt.tx {
+                let locked = if tx.locked { " locked" } else { "" };
+                let wrote = if tx.wrote { " wrote" } else { "" };
+                let record = tx.record.map_or("", |_| " record");
+                write!(f, " (open{locked}{wrote}{record})")?;
+            }
+            if let Some(late) = attempt.tx.and_then(|tx| tx.late) {
+                write!(f, " late {late:?}")?;
+            }
+            write!(f, ", ")?;
+        }
+        match self.record {
+            None => write!(f, "no record"),
+            Some(record) => write!(f, "record of {}", record.by),
         }
     }
 }
@@ -672,6 +694,11 @@ impl Model for Transaction {
         key.rename_attempts();
         keys.sort_unstable();
         Some(keys)
+    }
+
+    fn format_step(&self, state: &Self::State, action: Action) -> Option<String> {
+        let next = self.next_state(state, action)?;
+        Some(format!("{action:?} -> {next:?}"))
     }
 
     fn properties(&self) -> Vec<Property<Self>> {

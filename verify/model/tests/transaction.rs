@@ -1,10 +1,6 @@
 //! The transactional protocol keeps its promises, and each fault that is planted breaks one.
 
-#![allow(
-    clippy::unwrap_used,
-    missing_docs,
-    reason = "a test may panic, and has no users"
-)]
+#![allow(missing_docs, reason = "a test has no users")]
 
 use model::transaction::property::{I1, I2, I2_RECORD, I4, ONCE, OVERLAP, ROLLED_BACK};
 use model::transaction::{Fault, Transaction};
@@ -28,22 +24,19 @@ fn assert_holds(bounds: Bounds, handler_commits: bool) {
     assert!(report.states > 1_000, "{}", report.states);
 }
 
-fn find(fault: Fault, handler_commits: bool, property: &'static str) -> Option<usize> {
-    let fault = Some(fault);
-    let steps = counterexample(
-        Transaction {
-            bounds: BOUNDS,
-            handler_commits,
-            fault,
-        },
-        property,
-    )?;
+fn find(fault: Fault, handler_commits: bool, property: &'static str) -> Option<Vec<String>> {
+    let model = Transaction {
+        bounds: BOUNDS,
+        handler_commits,
+        fault: Some(fault),
+    };
+    let steps = counterexample(model, property)?;
+    let count = steps.len();
     println!(
-        "{fault:?}: {property}, {} steps: {}",
-        steps.len(),
-        steps.join(" ")
+        "{fault:?}: {count} steps to break: {property}\n  {}",
+        steps.join("\n  ")
     );
-    Some(steps.len())
+    Some(steps)
 }
 
 #[track_caller]

@@ -31,6 +31,8 @@
 mod attempt;
 mod record;
 
+use std::fmt;
+
 use stateright::{Model, Property};
 
 use crate::Bounds;
@@ -88,7 +90,7 @@ pub enum Fault {
 }
 
 /// All that is known of one key.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     row: Option<Row>,
     attempts: Vec<Attempt>,
@@ -530,6 +532,26 @@ impl Key {
     }
 }
 
+/// Where each attempt is, what it left under way, and the row.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (attempt, me) in self.attempts.iter().zip(0_u8..) {
+            let current = if attempt.trusted { " current" } else { "" };
+            write!(f, "{me} {:?}{current}, ", attempt.step)?;
+            if let Some(statement) = attempt.late {
+                write!(f, "late {statement:?}, ")?;
+            }
+        }
+        match self.row {
+            None => write!(f, "no row"),
+            Some(row) => {
+                let over = if row.is_lost() { " lost" } else { "" };
+                write!(f, "row {:?} of {}{over}", row.state, row.token)
+            }
+        }
+    }
+}
+
 impl Model for Lease {
     type State = Vec<Key>;
     type Action = Action;
@@ -565,6 +587,11 @@ impl Model for Lease {
         key.rename_attempts();
         keys.sort_unstable();
         Some(keys)
+    }
+
+    fn format_step(&self, state: &Self::State, action: Action) -> Option<String> {
+        let next = self.next_state(state, action)?;
+        Some(format!("{action:?} -> {next:?}"))
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
