@@ -29,15 +29,16 @@
 //! back at a time.
 
 mod attempt;
+mod key;
+pub mod property;
 mod record;
-
-use std::fmt;
 
 use stateright::{Model, Property};
 
 use crate::Bounds;
 
 pub use attempt::{Attempt, Step, Write};
+pub use key::Key;
 pub use record::{Lost, PERSON, Row, State, Statement, Token};
 
 /// The risk class: what becomes of an attempt that is lost, and which answers are stored.
@@ -89,25 +90,6 @@ pub enum Fault {
     StartsLate,
 }
 
-/// All that is known of one key.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    row: Option<Row>,
-    attempts: Vec<Attempt>,
-    /// Effects in the ledger; two stands for more.
-    effects: u8,
-    /// The first answer that was recorded.
-    recorded: Option<Token>,
-    /// Another answer was recorded, or given as if it were.
-    contradicted: bool,
-    /// A handler started although an answer was recorded.
-    ran_again: bool,
-    /// A write was accepted after another attempt had claimed.
-    stale_write: bool,
-    /// A claim was told that it is running elsewhere, by a record of its own.
-    in_own_way: bool,
-}
-
 /// A step: of which key, and of which of its attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -143,35 +125,6 @@ pub enum Action {
     Sweep(usize),
     /// A person resolves a held record: with an answer, or by freeing the key.
     Resolve(usize, bool),
-}
-
-/// The names of the properties.
-pub mod property {
-    /// `critical` and `high`; phases in any class.
-    pub const I1: &str = "I-1 at most one effect for a key";
-    /// What `medium` promises of effects outside of the database.
-    pub const CLAIM: &str = "at most one attempt holds the claim, and no other is current";
-    /// Every class.
-    pub const I4: &str = "I-4 a recorded answer is never lost, and is every later answer";
-    /// Every class.
-    pub const I5: &str = "I-5 no key is stuck";
-    /// Every class.
-    pub const I6: &str = "I-6 no write of an attempt is accepted after another has claimed";
-    /// Every class.
-    pub const ONCE: &str = "a recorded request never runs again";
-    /// Every class.
-    pub const C11: &str = "C11 no claim is in its own way";
-    /// To be reached: where it never happens, nothing was shown.
-    pub const TAKEOVER: &str = "sometimes a lost attempt is taken over";
-    /// To be reached: what is not promised.
-    pub const RERUN: &str = "sometimes an effect is made again";
-    /// To be reached.
-    pub const ZOMBIE: &str = "sometimes a write after the claim was lost is refused";
-    /// To be reached.
-    pub const LOST_CLAIM: &str = "sometimes a claim meets itself after a lost acknowledgement";
-    /// To be reached.
-    pub const LOST_COMPLETION: &str =
-        "sometimes a completion meets itself after a lost acknowledgement";
 }
 
 /// The model: a class, a handler, and perhaps a fault.
@@ -371,187 +324,6 @@ impl Action {
     }
 }
 
-impl Key {
-    fn new(attempts: usize) -> Self {
-        Self {
-            row: None,
-            attempts: vec![Attempt::UNSENT; attempts],
-            effects: 0,
-            recorded: None,
-            contradicted: false,
-            ran_again: false,
-            stale_write: false,
-            in_own_way: false,
-        }
-    }
-
-    fn attempt(&mut self, me: Token) -> &mut Attempt {
-        &mut self.attempts[usize::from(me)]
-    }
-
-    fn update(&mut self, change: impl FnOnce(&mut Row) -> Option<()>) -> bool {
-        self.row.as_mut().and_then(change).is_some()
-    }
-
-    fn effect(&mut self) {
-        self.effects = (self.effects + 1).min(2);
-    }
-
-    fn record(&mut self, answer: Token) {
-        let first = *self.recorded.get_or_insert(answer);
-        self.contradicted |= first != answer;
-    }
-
-    /// A client sees an answer that is said to be recorded.
-    fn answer(&mut self, answer: Token) {
-        self.contradicted |= self.recorded != Some(answer);
-    }
-
-    fn lease_over(&mut self) {
-        let Some(row) = &mut self.row else {
-            return;
-        };
-        row.over = true;
-        if let Some(attempt) = self.attempts.get_mut(usize::from(row.token)) {
-            attempt.trusted = false;
-        }
-    }
-
-    /// The next step of an attempt, without a fault.
-    fn next_healthy(&self, me: Token) -> Action {
-        let attempt = &self.attempts[usize::from(me)];
-        match attempt.step {
-            _ if attempt.late.is_some() => Action::Land(0, me),
-            Step::Send(_) => Action::Call(0, me),
-            Step::Claimed => Action::Start(0, me),
-            Step::InProgress => match self.row {
-                Some(row) if row.state == State::Running && !row.over => Action::LeaseOver(0),
-                _ => Action::ClaimAgain(0, me),
-            },
-            Step::Run | Step::Over | Step::Unsent => Action::End(0, me, Write::Complete),
-        }
-    }
-
-    /// Statements under way behind somebody's back.
-    fn late(&self) -> usize {
-        let attempts = self.attempts.iter();
-        attempts.filter(|attempt| attempt.late.is_some()).count()
-    }
-
-    /// A statement that will change nothing whenever it is executed is as good as executed. An answer
-    /// stays; and who has lost the claim, and claims no more, will not have it again.
-    fn forget_refused(&mut self) {
-        let row = self.row;
-        let is_completed = row.is_some_and(|row| matches!(row.state, State::Completed(_)));
-        for (attempt, me) in self.attempts.iter_mut().zip(0..) {
-            let claims = matches!(attempt.step, Step::Send(statement) if statement.is_claim())
-                || attempt.step == Step::InProgress;
-            let is_lost = !claims && row.is_none_or(|row: Row| row.token != me);
-            let is_fenced = attempt.late.is_some_and(Statement::is_fenced);
-            if is_completed || is_lost && is_fenced {
-                attempt.late = None;
-            }
-        }
-    }
-
-    fn is_claim_exclusive(&self) -> bool {
-        let mut attempts = self.attempts.iter().zip(0..);
-        attempts.all(|(attempt, me)| {
-            let is_current = attempt.runs() && attempt.trusted;
-            !is_current || self.row.is_some_and(|row| row.is_kept_by(me))
-        })
-    }
-
-    fn stands(&self) -> bool {
-        let stored = self.row.map(|row| row.state);
-        let is_stored = |answer| stored == Some(State::Completed(answer));
-        !self.contradicted && self.recorded.is_none_or(is_stored)
-    }
-
-    /// Whether some attempt is about to do this, and the record is like that.
-    fn about_to(&self, statement: Statement, mut such: impl FnMut(Token, Row) -> bool) -> bool {
-        let mut attempts = self.attempts.iter().zip(0..);
-        let row = self.row;
-        attempts.any(|(attempt, me)| {
-            attempt.step == Step::Send(statement) && row.is_some_and(|row| such(me, row))
-        })
-    }
-
-    fn is_taken_over(&self) -> bool {
-        let mut attempts = self.attempts.iter();
-        attempts.any(|attempt| match (attempt.step, self.row) {
-            (Step::Send(Statement::TakeOver(old, _)), Some(row)) => {
-                row.token == old && row.is_lost()
-            }
-            _ => false,
-        })
-    }
-
-    /// Tokens are random: which attempt is the first says nothing. Of states that differ in nothing
-    /// else, one is visited.
-    fn rename_attempts(&mut self) {
-        let named = |token: Token| {
-            let row = self.row.is_some_and(|row| row.token == token);
-            (row, self.recorded == Some(token))
-        };
-        let mut order: Vec<(Attempt, (bool, bool), Token)> = Vec::with_capacity(4);
-        for (attempt, me) in self.attempts.iter().zip(0..) {
-            order.push((*attempt, named(me), me));
-        }
-        order.sort_unstable();
-        if order.iter().zip(0..).all(|((.., old), new)| *old == new) {
-            return;
-        }
-        let mut names = [0; 8];
-        for ((.., old), new) in order.iter().zip(0..) {
-            names[usize::from(*old)] = new;
-        }
-        let rename = |token: &mut Token| {
-            if let Some(new) = names.get(usize::from(*token)) {
-                *token = *new;
-            }
-        };
-        for (place, (attempt, ..)) in self.attempts.iter_mut().zip(order) {
-            *place = attempt;
-            if let Step::Send(statement) = &mut place.step {
-                statement.rename(rename);
-            }
-            if let Some(statement) = &mut place.late {
-                statement.rename(rename);
-            }
-        }
-        if let Some(row) = &mut self.row {
-            rename(&mut row.token);
-            if let State::Completed(answer) = &mut row.state {
-                rename(answer);
-            }
-        }
-        if let Some(answer) = &mut self.recorded {
-            rename(answer);
-        }
-    }
-}
-
-/// Where each attempt is, what it left under way, and the row.
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (attempt, me) in self.attempts.iter().zip(0_u8..) {
-            let current = if attempt.trusted { " current" } else { "" };
-            write!(f, "{me} {:?}{current}, ", attempt.step)?;
-            if let Some(statement) = attempt.late {
-                write!(f, "late {statement:?}, ")?;
-            }
-        }
-        match self.row {
-            None => write!(f, "no row"),
-            Some(row) => {
-                let over = if row.is_lost() { " lost" } else { "" };
-                write!(f, "row {:?} of {}{over}", row.state, row.token)
-            }
-        }
-    }
-}
-
 impl Model for Lease {
     type State = Vec<Key>;
     type Action = Action;
@@ -595,51 +367,6 @@ impl Model for Lease {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        use property::{
-            C11, CLAIM, I1, I4, I5, I6, LOST_CLAIM, LOST_COMPLETION, ONCE, RERUN, TAKEOVER, ZOMBIE,
-        };
-        let mut properties = vec![
-            Property::always(CLAIM, |_, s: &Vec<Key>| {
-                s.iter().all(Key::is_claim_exclusive)
-            }),
-            Property::always(I4, |_, s: &Vec<Key>| s.iter().all(Key::stands)),
-            Property::always(I5, |m: &Self, s: &Vec<Key>| {
-                s.iter().all(|key| m.heals(key))
-            }),
-            Property::always(I6, |_, s: &Vec<Key>| !s.iter().any(|key| key.stale_write)),
-            Property::always(ONCE, |_, s: &Vec<Key>| !s.iter().any(|key| key.ran_again)),
-            Property::always(C11, |_, s: &Vec<Key>| !s.iter().any(|key| key.in_own_way)),
-            Property::sometimes(ZOMBIE, |_, s: &Vec<Key>| {
-                let is_anothers = |me, row: Row| row.token != me;
-                s.iter()
-                    .any(|key| key.about_to(Statement::Complete, is_anothers))
-            }),
-            Property::sometimes(LOST_CLAIM, |_, s: &Vec<Key>| {
-                let is_mine = |me, row: Row| row.token == me && row.state == State::Running;
-                s.iter().any(|key| key.about_to(Statement::Select, is_mine))
-            }),
-            Property::sometimes(LOST_COMPLETION, |_, s: &Vec<Key>| {
-                let is_mine = |me, row: Row| row.state == State::Completed(me);
-                s.iter()
-                    .any(|key| key.about_to(Statement::CompleteLook, is_mine))
-            }),
-        ];
-        if self.class != Class::Medium || self.handler == Handler::Phase {
-            properties.push(Property::always(I1, |_, s: &Vec<Key>| {
-                s.iter().all(|key| key.effects < 2)
-            }));
-        }
-        if self.class == Class::Medium && self.handler != Handler::Phase {
-            properties.push(Property::sometimes(RERUN, |_, s: &Vec<Key>| {
-                s.iter().any(|key| key.effects > 1)
-            }));
-        }
-        // What is held is not taken over, unless phases of it are finished.
-        if self.class != Class::Critical || self.handler == Handler::Phase {
-            properties.push(Property::sometimes(TAKEOVER, |_, s: &Vec<Key>| {
-                s.iter().any(Key::is_taken_over)
-            }));
-        }
-        properties
+        property::of(self)
     }
 }

@@ -22,11 +22,14 @@
 //! and the lock is looked up again (`clear`). What `running.rs` answers without the store. A hold, which
 //! is a refusal of another name. SQLite, whose transactions run one after the other.
 
-use std::fmt;
+mod key;
+pub mod property;
 
 use stateright::{Model, Property};
 
 use crate::Bounds;
+
+pub use key::{Attempt, Key, Record, Tx};
 
 /// An attempt: its place among the attempts of its key.
 pub type Token = u8;
@@ -90,53 +93,6 @@ pub enum Late {
     Commit,
 }
 
-/// An open transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tx {
-    locked: bool,
-    /// Past the lookup: its handler may run.
-    entered: bool,
-    wrote: bool,
-    /// An uncommitted record: whether it says that the writes are kept.
-    record: Option<bool>,
-    late: Option<Late>,
-}
-
-/// One request, or one rerun of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Attempt {
-    step: Step,
-    tx: Option<Tx>,
-    /// Somebody was told that everything is rolled back.
-    said_rolled_back: bool,
-    /// The handler has sent a commit of its own.
-    ended: bool,
-}
-
-/// A committed record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Record {
-    by: Token,
-    kept: bool,
-}
-
-/// All that is known of one key.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    record: Option<Record>,
-    attempts: Vec<Attempt>,
-    /// Committed effects; two stands for more.
-    effects: u8,
-    /// A client was given another answer than the recorded one.
-    contradicted: bool,
-    /// A handler started although an answer was recorded.
-    ran_again: bool,
-    /// An answer was recorded while another attempt was at it.
-    overlapped: bool,
-    /// What was said to be rolled back is committed.
-    lied: bool,
-}
-
 /// A step: of which key, and of which of its attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
@@ -164,32 +120,6 @@ pub enum Action {
     Crash(usize, Token),
     /// The server rolls a transaction back.
     ServerEnds(usize, Token),
-}
-
-/// The names of the properties.
-pub mod property {
-    /// At most one effect.
-    pub const I1: &str = "I-1 at most one effect for a key";
-    /// Both, or none.
-    pub const I2: &str = "I-2 an effect if and only if a record says so";
-    /// The half of it that a handler cannot break which ends its transaction by itself.
-    pub const I2_RECORD: &str = "I-2 no record says so without the effect";
-    /// What was recorded.
-    pub const I4: &str = "I-4 every answer said to be recorded is the recorded one";
-    /// See `heals`.
-    pub const I5: &str = "I-5 no key is stuck";
-    /// Also for what it does outside of the database.
-    pub const ONCE: &str = "a recorded request never runs again";
-    /// A duplicate that comes meanwhile does not run.
-    pub const OVERLAP: &str = "no answer is recorded while another attempt is at it";
-    /// 503 `transaction-conflict` and every rerun rely on it.
-    pub const ROLLED_BACK: &str = "what was said to be rolled back is never committed";
-    /// To be reached.
-    pub const LOST_COMMIT: &str = "sometimes a commit lands whose acknowledgement is missing";
-    /// To be reached.
-    pub const WAITING: &str = "sometimes a probe has to wait for an open transaction";
-    /// To be reached.
-    pub const LOCKED: &str = "sometimes a transaction of a dead process keeps the lock";
 }
 
 /// The model, and perhaps a fault.
@@ -474,40 +404,6 @@ impl Transaction {
     }
 }
 
-impl Tx {
-    const BEGUN: Self = Self {
-        locked: false,
-        entered: false,
-        wrote: false,
-        record: None,
-        late: None,
-    };
-}
-
-impl Attempt {
-    const UNSENT: Self = Self {
-        step: Step::Unsent,
-        tx: None,
-        said_rolled_back: false,
-        ended: false,
-    };
-
-    fn is_live(&self) -> bool {
-        !matches!(self.step, Step::Unsent | Step::Over)
-    }
-
-    /// What is left is the transaction, if the server has it open still.
-    fn end(&mut self) {
-        self.step = Step::Over;
-    }
-
-    /// 503 `transaction-conflict`, a rerun, or an answer of the handler that frees the key.
-    fn say_rolled_back(&mut self) {
-        self.said_rolled_back = true;
-        self.end();
-    }
-}
-
 impl Action {
     fn key(self) -> usize {
         match self {
@@ -523,143 +419,6 @@ impl Action {
             | Self::GiveUp(k, _)
             | Self::Crash(k, _)
             | Self::ServerEnds(k, _) => k,
-        }
-    }
-}
-
-impl Key {
-    fn new(attempts: usize) -> Self {
-        Self {
-            record: None,
-            attempts: vec![Attempt::UNSENT; attempts],
-            effects: 0,
-            contradicted: false,
-            ran_again: false,
-            overlapped: false,
-            lied: false,
-        }
-    }
-
-    fn attempt(&mut self, me: Token) -> &mut Attempt {
-        &mut self.attempts[usize::from(me)]
-    }
-
-    fn is_locked(&self) -> bool {
-        let mut open = self.attempts.iter().filter_map(|attempt| attempt.tx);
-        open.any(|tx| tx.locked)
-    }
-
-    /// Whether an open transaction, but this one, has a record that is not committed.
-    fn is_undecided(&self, me: Option<Token>) -> bool {
-        let mut others = self.attempts.iter().zip(0..);
-        others.any(|(attempt, other)| {
-            Some(other) != me && attempt.tx.is_some_and(|tx| tx.record.is_some())
-        })
-    }
-
-    fn commit(&mut self, me: Token) {
-        let attempt = self.attempt(me);
-        let Some(tx) = attempt.tx.take() else {
-            return;
-        };
-        let said_rolled_back = attempt.said_rolled_back;
-        if tx.wrote {
-            self.effects = (self.effects + 1).min(2);
-        }
-        if let Some(kept) = tx.record {
-            self.record = Some(Record { by: me, kept });
-            let mut others = self.attempts.iter();
-            self.overlapped |= others.any(|attempt| attempt.tx.is_some_and(|tx| tx.entered));
-        }
-        self.lied |= said_rolled_back;
-    }
-
-    fn land(&mut self, me: Token) {
-        let is_recorded = self.record.is_some();
-        let Some(tx) = &mut self.attempt(me).tx else {
-            return;
-        };
-        match tx.late.take() {
-            Some(Late::Record(kept)) => tx.record = (!is_recorded).then_some(kept),
-            Some(Late::Commit) => self.commit(me),
-            None => {}
-        }
-    }
-
-    /// A client is given an answer that is said to be recorded.
-    fn answer(&mut self, me: Token, by: Token) {
-        self.contradicted |= self.record.map(|record| record.by) != Some(by);
-        self.attempt(me).end();
-    }
-
-    fn say_rolled_back(&mut self, me: Token) {
-        let is_committed = self.record.is_some_and(|record| record.by == me);
-        self.lied |= is_committed;
-        self.attempt(me).say_rolled_back();
-    }
-
-    /// The next step of an attempt, without a fault.
-    fn next_healthy(&self, me: Token, is_blocked: bool) -> Action {
-        let attempt = &self.attempts[usize::from(me)];
-        let wrote = attempt.tx.is_some_and(|tx| tx.wrote);
-        match attempt.step {
-            Step::Over | Step::Unsent => Action::ServerEnds(0, me),
-            Step::Run if wrote || attempt.ended => Action::Keep(0, me),
-            Step::Run => Action::Write(0, me),
-            // What it waits for is its own transaction, which the server ends, or that of the next.
-            _ if is_blocked && attempt.tx.is_some() => Action::ServerEnds(0, me),
-            _ if is_blocked => Action::GiveUp(0, me),
-            _ => Action::Call(0, me),
-        }
-    }
-
-    fn is_effect_recorded(&self) -> bool {
-        let says_so = self.record.is_some_and(|record| record.kept);
-        (self.effects > 0) == says_so
-    }
-
-    /// Of attempts that differ in nothing else, which is the first says nothing.
-    fn rename_attempts(&mut self) {
-        for attempt in &mut self.attempts {
-            if attempt.step == Step::Over && attempt.tx.is_none() {
-                attempt.said_rolled_back = false;
-                attempt.ended = false;
-            }
-        }
-        let by = self.record.map(|record| record.by);
-        let mut order: Vec<(Attempt, bool)> = Vec::with_capacity(4);
-        for (attempt, me) in self.attempts.iter().zip(0..) {
-            order.push((*attempt, by == Some(me)));
-        }
-        order.sort_unstable();
-        for (place, (me, (attempt, is_by))) in self.attempts.iter_mut().zip((0..).zip(order)) {
-            *place = attempt;
-            if let (true, Some(record)) = (is_by, &mut self.record) {
-                record.by = me;
-            }
-        }
-    }
-}
-
-/// Where each attempt is, whether its transaction is open and what it would commit, and the record.
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (attempt, me) in self.attempts.iter().zip(0_u8..) {
-            write!(f, "{me} {:?}", attempt.step)?;
-            if let Some(tx) = attempt.tx {
-                let locked = if tx.locked { " locked" } else { "" };
-                let wrote = if tx.wrote { " wrote" } else { "" };
-                let record = tx.record.map_or("", |_| " record");
-                write!(f, " (open{locked}{wrote}{record})")?;
-            }
-            if let Some(late) = attempt.tx.and_then(|tx| tx.late) {
-                write!(f, " late {late:?}")?;
-            }
-            write!(f, ", ")?;
-        }
-        match self.record {
-            None => write!(f, "no record"),
-            Some(record) => write!(f, "record of {}", record.by),
         }
     }
 }
@@ -702,49 +461,6 @@ impl Model for Transaction {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        use property::{
-            I1, I2, I2_RECORD, I4, I5, LOCKED, LOST_COMMIT, ONCE, OVERLAP, ROLLED_BACK, WAITING,
-        };
-        let mut properties = vec![
-            Property::always(I2_RECORD, |_, s: &Vec<Key>| {
-                s.iter()
-                    .all(|key| key.effects > 0 || key.is_effect_recorded())
-            }),
-            Property::always(I4, |_, s: &Vec<Key>| !s.iter().any(|key| key.contradicted)),
-            Property::always(I5, |m: &Self, s: &Vec<Key>| {
-                s.iter().all(|key| m.heals(key))
-            }),
-            Property::always(ONCE, |_, s: &Vec<Key>| !s.iter().any(|key| key.ran_again)),
-            Property::always(OVERLAP, |_, s: &Vec<Key>| {
-                !s.iter().any(|key| key.overlapped)
-            }),
-            Property::always(ROLLED_BACK, |_, s: &Vec<Key>| !s.iter().any(|key| key.lied)),
-            Property::sometimes(LOST_COMMIT, |_, s: &Vec<Key>| {
-                let found = |attempt: &Attempt| attempt.step == Step::Verdict;
-                s.iter().any(|key| key.attempts.iter().any(found))
-            }),
-            Property::sometimes(WAITING, |m, s: &Vec<Key>| {
-                s.iter().any(|key| {
-                    let mut attempts = key.attempts.iter().zip(0..);
-                    attempts.any(|(a, me)| a.step == Step::Probe && m.is_blocked(key, me))
-                })
-            }),
-            Property::sometimes(LOCKED, |_, s: &Vec<Key>| {
-                let is_left = |attempt: &Attempt| {
-                    attempt.step == Step::Over && attempt.tx.is_some_and(|tx| tx.locked)
-                };
-                s.iter().any(|key| key.attempts.iter().any(is_left))
-            }),
-        ];
-        // What a handler commits by itself stays, and it may do so on each attempt.
-        if !self.handler_commits {
-            properties.push(Property::always(I1, |_, s: &Vec<Key>| {
-                s.iter().all(|key| key.effects < 2)
-            }));
-            properties.push(Property::always(I2, |_, s: &Vec<Key>| {
-                s.iter().all(Key::is_effect_recorded)
-            }));
-        }
-        properties
+        property::of(self)
     }
 }
