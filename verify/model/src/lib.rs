@@ -1,9 +1,10 @@
 //! Both claim protocols of the crate as models, every state of which is visited: [`lease`] and
 //! [`transaction`]. Their documentation says what each step stands for in the crate, and what is left out.
 //!
-//! A bound of `3x1x3` is 3 workers, 1 key, 3 attempts: a worker has one attempt under way at a time,
-//! and any worker may make any of them, one after the other or at once. Attempts, workers and keys that
-//! differ in nothing but their names are one.
+//! A bound of `3x1x3 late 2` is 3 workers, 1 key, 3 attempts: a worker has one attempt under way at a time,
+//! and any worker may make any of them, one after the other or at once. Two statements may be under way
+//! at once whose senders have given up on them. Attempts, workers and keys that differ in nothing but
+//! their names are one.
 
 pub mod lease;
 pub mod transaction;
@@ -24,7 +25,8 @@ pub struct Bounds {
     pub keys: usize,
     /// Attempts of each key, one after the other or at once.
     pub attempts: usize,
-    /// Statements that are under way at once, and whose senders wait no more.
+    /// Statements that are under way at once, and whose senders wait no more: of leased attempts. Each
+    /// transaction may have one.
     pub late: usize,
 }
 
@@ -43,7 +45,13 @@ impl Bounds {
 
 impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}x{}", self.workers, self.keys, self.attempts)
+        let Self {
+            workers,
+            keys,
+            attempts,
+            late,
+        } = self;
+        write!(f, "{workers}x{keys}x{attempts} late {late}")
     }
 }
 
@@ -52,7 +60,7 @@ impl fmt::Display for Bounds {
 pub struct Report {
     /// States that differ.
     pub states: usize,
-    /// Steps of the longest way that was needed to reach one.
+    /// Steps of the longest way that was gone; there may be shorter ones to the same state.
     pub depth: usize,
     /// How long it took.
     pub took: Duration,

@@ -8,10 +8,10 @@ use model::{Bounds, Checkable, check};
 
 const THREADS: usize = 2;
 
-/// Two attempts of a key, any number of late statements.
+/// Two attempts of a key.
 const SMALL: [Bounds; 1] = [Bounds::new(2, 1, 2, 2)];
 
-const FULL: [Bounds; 3] = [SMALL[0], Bounds::new(3, 1, 3, 2), Bounds::new(2, 2, 2, 1)];
+const FULL: [Bounds; 3] = [SMALL[0], Bounds::new(3, 1, 3, 3), Bounds::new(2, 2, 2, 1)];
 
 fn main() -> ExitCode {
     let bounds = match std::env::args().nth(1).as_deref() {

@@ -26,7 +26,11 @@
 //! end here. One heartbeat renews many leases there, and one here. A phase loads its progress and saves
 //! it in one step. The second round of a withdrawal. Answers of `medium` and `low` that could not be
 //! recorded in time, and `low` without a store. Of one attempt, one statement is under way behind its
-//! back at a time.
+//! back at a time. Asking `is_current` and acting on it is one step: what is paused between the two acts
+//! late, which no layer can help. A person frees a key where the ledger has no effect of it.
+//!
+//! **Not visited twice.** Steps that change nothing: a beat of a lease that is kept, and, where nothing
+//! is broken, a late statement that will be refused whenever it arrives.
 
 mod attempt;
 mod key;

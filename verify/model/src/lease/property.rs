@@ -5,9 +5,11 @@ use stateright::Property;
 use super::record::{Row, State, Statement};
 use super::{Class, Handler, Key, Lease};
 
-/// `critical` and `high`; phases in any class.
+/// `critical` and `high`, where handlers ask whether they are current; phases in any class.
 pub const I1: &str = "I-1 at most one effect for a key";
-/// What `medium` promises of effects outside of the database.
+/// Every class. `medium` promises no more of effects outside of the database: it runs a lost attempt
+/// again, and what that had done is done again. But no two attempts hold the claim at once, and one
+/// answer is recorded.
 pub const CLAIM: &str = "at most one attempt holds the claim, and no other is current";
 /// Every class.
 pub const I4: &str = "I-4 a recorded answer is never lost, and is every later answer";

@@ -3,7 +3,7 @@
 //! | here | there |
 //! |---|---|
 //! | [`Step::Lookup`] | `try_enter` in `run/transact.rs`, before any transaction |
-//! | [`Step::Lock`], [`Step::Look`] | `idempotency.enter` in `migrations/postgres/0003_*.sql`, then `begin; savepoint` in `store/postgres/transaction.rs` |
+//! | [`Step::Lock`], [`Step::Look`] | `idempotency.enter` in `migrations/postgres/0003_enter.sql`, then `begin; savepoint` in `store/postgres/transaction.rs` |
 //! | [`Step::Undo`], [`Step::Record`], [`Step::Commit`] | `UNDO`, `RECORD` and `COMMIT` there |
 //! | [`Step::Probe`], [`Step::Verdict`] | `confirm` there, as `commit` in `run/transact.rs` asks it |
 //! | [`Tx`] | the backend of the server, which outlives the process that opened it |
