@@ -38,8 +38,13 @@ impl<S: Store> Exchange<S> {
         let give_up = Instant::now() + self.patience();
         let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
         let mut unheard = false;
+        let mut sent = Instant::now();
         loop {
-            let (claimed, sent) = match self.claim_in_time(&request, &mut unheard).await {
+            // What an earlier claim left, which was under way, has been there since any time after.
+            if !unheard {
+                sent = Instant::now();
+            }
+            let (claimed, sent) = match self.claim_in_time(&request, sent, &mut unheard).await {
                 Ok(known) => known,
                 Err(error) => return self.store_down(&request, &error),
             };
@@ -63,9 +68,9 @@ impl<S: Store> Exchange<S> {
     async fn claim_in_time(
         &self,
         request: &ClaimRequest,
+        sent: Instant,
         unheard: &mut bool,
     ) -> Result<(Claimed, Instant), StoreError> {
-        let sent = Instant::now();
         for _ in 0..3 {
             let running = &self.shared.core.running;
             let claimed = match running.find(&self.identity, &self.fingerprint) {

@@ -90,7 +90,8 @@ impl<S: Store + Clone> Store for Slow<S> {
         }
         if self.delays.claim_undecided.load(Ordering::SeqCst) {
             let lease_left = Duration::from_secs(1);
-            return Ok(Claimed::Existing(Existing::InProgress { lease_left }));
+            let running = Claimed::Existing(Existing::InProgress { lease_left });
+            return around(&self.delays.claim, async { Ok(running) }).await;
         }
         around(&self.delays.claim, self.store.claim(request)).await
     }
