@@ -1,11 +1,16 @@
 //! A connection in use, and what becomes of it after a statement.
 
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, Error};
+use tokio::time::timeout;
 
 use super::StoreError;
+
+/// How long a connection may take to be given back.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection of a pool. Unless its statement ended well it is closed, and not handed to the
 /// next: after an error, or when the caller was cancelled, the statement may still be under way.
@@ -17,9 +22,12 @@ impl<DB: Database> Lent<DB> {
         Self(Some(connection))
     }
 
-    /// Gives the connection back, for another statement.
+    /// Gives the connection back, for another statement. sqlx asks it for a sign of life first, and would
+    /// wait for ever where its host is gone: the pool would be short of it for as long.
     pub(crate) fn keep(mut self) {
-        drop(self.0.take());
+        if let Some(mut connection) = self.0.take() {
+            tokio::spawn(timeout(RETURN_TIMEOUT, connection.return_to_pool()));
+        }
     }
 
     /// Maps the result, and gives the connection back if it is a good one.

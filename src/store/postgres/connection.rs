@@ -144,8 +144,17 @@ impl PgStore {
         self.pool.connect_options().as_ref().clone()
     }
 
+    /// A new connection is opened in a task of its own: where opening takes longer than callers wait,
+    /// each would else begin anew what the one before it gave up, and none would ever have one.
     pub(super) async fn acquire(&self) -> Result<Lent<Postgres>, Error> {
-        self.pool.acquire().await.map(Lent::new)
+        let is_full = self.pool.size() >= self.pool.options().get_max_connections();
+        if is_full || self.pool.num_idle() > 0 {
+            return self.pool.acquire().await.map(Lent::new);
+        }
+        let pool = self.pool.clone();
+        let opened = tokio::spawn(async move { pool.acquire().await });
+        let opened = opened.await.map_err(|_panic| Error::WorkerCrashed)?;
+        opened.map(Lent::new)
     }
 
     pub(super) async fn connection(&self) -> Result<Lent<Postgres>, StoreError> {

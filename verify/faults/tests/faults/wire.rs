@@ -11,7 +11,8 @@ use faults::proxy::{Action, Close, Exchange, Proxy, Traffic, reply, request};
 use faults::settings::Settings;
 use faults::wait::{Gate, until};
 use sqlx::Connection as _;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgPool};
+use tower_idempotency::PgStore;
 
 use crate::outages::{fails_closed, recovers, settings};
 use crate::{SUBJECT, assert_code, assert_replays};
@@ -213,6 +214,34 @@ async fn d17_connections_that_are_half_open_are_given_up_in_time() {
     assert_replays(&pay.send(subject.port).await.unwrap(), &first);
     assert_eq!(ledger.runs(&pay.key).await.len(), 1);
     recovers(&subject).await;
+}
+
+/// Opening a connection takes longer than a request waits for the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d17_connections_that_are_slow_to_open_are_used_when_they_are_open() {
+    let (database, ledger) = (Database::postgres().await, Database::sqlite().await);
+    let proxy = Proxy::start(&database.url).await;
+    let timeout = Duration::from_millis(400);
+    let settings = settings(proxy.url(), &ledger, "high").with(|s| {
+        s.store_timeout = Some(400);
+        s.migrate = false;
+    });
+    PgStore::new(PgPool::connect(&database.url).await.unwrap())
+        .migrate()
+        .await
+        .unwrap();
+    let slow = proxy
+        .on(request("startup"))
+        .times(1000)
+        .does(Action::Delay(timeout * 2));
+    let subject = SUBJECT.start(&settings).await;
+    let pay = Pay::new("");
+    until("a connection to be used", async || {
+        let answer = pay.send(subject.port).await.unwrap();
+        (answer.status == 201).then_some(())
+    })
+    .await;
+    assert!(slow.fired() > 0);
 }
 
 async fn superuser(cluster: &Cluster) -> PgConnection {
