@@ -16,6 +16,7 @@
 )]
 
 pub mod bouncer;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod database;

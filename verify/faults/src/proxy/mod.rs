@@ -48,6 +48,8 @@ struct Shared {
     rules: Rules,
     switch: watch::Sender<Switch>,
     traffic: Mutex<Traffic>,
+    /// Of exchanges that are logged.
+    most_exchanges: usize,
 }
 
 /// What is done to all connections.
@@ -117,6 +119,19 @@ impl Proxy {
     ///
     /// When the URL names no server.
     pub async fn start(url: &str) -> Self {
+        Self::start_with(url, MOST_EXCHANGES).await
+    }
+
+    /// One that logs no exchanges, to be used for as long as one likes.
+    ///
+    /// # Panics
+    ///
+    /// When the URL names no server.
+    pub async fn start_forgetful(url: &str) -> Self {
+        Self::start_with(url, 0).await
+    }
+
+    async fn start_with(url: &str, most_exchanges: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("there are free ports");
         let address = listener.local_addr().expect("it is bound").to_string();
@@ -126,6 +141,7 @@ impl Proxy {
             rules: Rules::default(),
             switch: watch::channel(Switch::default()).0,
             traffic: Mutex::default(),
+            most_exchanges,
         });
         Self {
             url: format!("{before}{address}{after}"),
@@ -222,7 +238,7 @@ impl Shared {
     fn log(&self, exchange: Exchange) -> usize {
         let mut traffic = self.traffic.lock().expect("no panic holds it");
         let place = traffic.exchanges.len();
-        if place == MOST_EXCHANGES {
+        if place == self.most_exchanges {
             return usize::MAX;
         }
         traffic.exchanges.push(exchange);
