@@ -76,16 +76,16 @@ impl Told {
         self
     }
 
-    fn is_answered(self, make: impl FnOnce(&Operation) -> Seen) -> Self {
+    fn gets(self, make: impl FnOnce(&Operation) -> Seen) -> Self {
         let seen = make(&self.0.operation);
         self.sends(Variant::Own, Outcome::Answered(seen))
     }
 
-    fn is_refused(self, code: &str) -> Self {
-        self.is_answered(|_| refusal(code))
+    fn gets_refusal(self, code: &str) -> Self {
+        self.gets(|_| refusal(code))
     }
 
-    fn is_lost(self) -> Self {
+    fn gets_nothing(self) -> Self {
         self.sends(Variant::Own, Outcome::Unknown("broken"))
     }
 
@@ -136,7 +136,7 @@ struct Stands {
 impl Stands {
     /// As it should after one answer.
     fn well(route: Route) -> Self {
-        let told = Told::new(route).is_answered(|o| replay(o, "e1"));
+        let told = Told::new(route).gets(|o| replay(o, "e1"));
         let operation = told.0.operation.clone();
         Self {
             verdict: told.verdict(),
@@ -173,10 +173,12 @@ const NONE: [&str; 0] = [];
 #[test]
 fn retries_until_a_replay_are_fine_on_every_route() {
     for route in Route::ALL {
-        let told = Told::new(route).is_lost().is_refused("store-unavailable");
-        let told = told.is_answered(|o| answer(o, 201, "e1"));
-        let told = told.is_answered(|o| replay(o, "e1"));
-        assert_eq!(told.is_refused("request-in-progress").finds(), NONE);
+        let told = Told::new(route)
+            .gets_nothing()
+            .gets_refusal("store-unavailable");
+        let told = told.gets(|o| answer(o, 201, "e1"));
+        let told = told.gets(|o| replay(o, "e1"));
+        assert_eq!(told.gets_refusal("request-in-progress").finds(), NONE);
         assert_eq!(Stands::well(route).finds(), NONE, "{route:?}");
     }
 }
@@ -220,8 +222,8 @@ fn an_effect_past_the_transaction_and_one_without_a_record_are_found() {
 #[test]
 fn an_answer_that_differs_is_found() {
     for route in Route::ALL {
-        let told = Told::new(route).is_answered(|o| replay(o, "e1"));
-        let told = told.is_answered(|o| replay(o, "e2"));
+        let told = Told::new(route).gets(|o| replay(o, "e1"));
+        let told = told.gets(|o| replay(o, "e2"));
         assert_eq!(told.finds(), ["I-3"]);
         let changed = |stands: &mut Stands| {
             let answer = envelope(&stands.operation, 202, "e1");
@@ -263,28 +265,22 @@ fn two_fresh_answers_are_two_records_unless_the_route_may_lose_one() {
 #[test]
 fn a_lost_answer_is_found_by_what_comes_in_its_place() {
     for route in Route::ALL {
-        let told = || Told::new(route).is_answered(|o| replay(o, "e1"));
-        assert_eq!(
-            told().is_answered(|o| answer(o, 201, "e2")).finds(),
-            ["I-4"]
-        );
-        assert_eq!(
-            told().is_answered(|o| answer(o, 429, "e2")).finds(),
-            ["I-4"]
-        );
+        let told = || Told::new(route).gets(|o| replay(o, "e1"));
+        assert_eq!(told().gets(|o| answer(o, 201, "e2")).finds(), ["I-4"]);
+        assert_eq!(told().gets(|o| answer(o, 429, "e2")).finds(), ["I-4"]);
         let gone = Stands::well(route).but(|stands| stands.record = None);
         assert!(gone.finds().contains(&"I-4".to_owned()));
         let late = Stands::well(route).but(|stands| stands.sent.is_late = true);
         assert_eq!(late.finds(), ["I-4"]);
     }
-    let told = Told::new(Route::Critical).is_answered(|o| replay(o, "e1"));
-    assert_eq!(told.is_refused("outcome-unknown").finds(), ["I-4"]);
+    let told = Told::new(Route::Critical).gets(|o| replay(o, "e1"));
+    assert_eq!(told.gets_refusal("outcome-unknown").finds(), ["I-4"]);
 }
 
 #[test]
 fn an_answer_that_was_given_without_a_record_may_be_lost_if_the_log_says_so() {
-    let told = Told::new(Route::Medium).is_answered(|o| answer(o, 201, "e0"));
-    let told = told.is_answered(|o| replay(o, "e1"));
+    let told = Told::new(Route::Medium).gets(|o| answer(o, 201, "e0"));
+    let told = told.gets(|o| replay(o, "e1"));
     let verdict = told.verdict();
     assert!(verdict.lost_soft);
     let lost = || Stands::well(Route::Medium).but(|stands| stands.verdict = verdict);
@@ -302,7 +298,7 @@ fn a_key_that_is_stuck_is_found_and_one_that_is_held_in_sight_is_not() {
     live.stuck("in time");
     assert_eq!(invariants(live.finish().0), ["I-5"]);
     let open = Told::new(Route::High)
-        .is_refused("request-in-progress")
+        .gets_refusal("request-in-progress")
         .verdict();
     let stuck = Stands::well(Route::High).but(|stands| stands.verdict = open);
     assert_eq!(stuck.finds(), ["I-5"]);
@@ -311,7 +307,7 @@ fn a_key_that_is_stuck_is_found_and_one_that_is_held_in_sight_is_not() {
     });
     assert_eq!(running.finds(), ["I-5"]);
 
-    let told = Told::new(Route::Critical).is_refused("outcome-unknown");
+    let told = Told::new(Route::Critical).gets_refusal("outcome-unknown");
     let verdict = told.verdict();
     let held = |is_visible| {
         Stands::well(Route::Critical).but(|stands| {
@@ -328,7 +324,9 @@ fn a_key_that_is_stuck_is_found_and_one_that_is_held_in_sight_is_not() {
     assert_eq!(gone().but(|stands| stands.effects.clear()).finds(), NONE);
     assert_eq!(held(false).finds(), ["I-5"]);
     assert_eq!(
-        Told::new(Route::High).is_refused("outcome-unknown").finds(),
+        Told::new(Route::High)
+            .gets_refusal("outcome-unknown")
+            .finds(),
         ["I-5"]
     );
 }
@@ -344,7 +342,7 @@ fn a_record_that_another_attempt_has_written_is_found() {
 
 #[test]
 fn what_is_of_another_payload_is_found() {
-    let told = || Told::new(Route::High).is_answered(|o| replay(o, "e1"));
+    let told = || Told::new(Route::High).gets(|o| replay(o, "e1"));
     let replayed = |told: Told| {
         let seen = replay(&told.0.operation, "e1");
         told.sends(Variant::Rival, Outcome::Answered(seen))
@@ -357,7 +355,7 @@ fn what_is_of_another_payload_is_found() {
     assert_eq!(refused(Variant::Own).finds(), ["I-7"]);
     // Nobody else has the key: scopes never meet.
     assert_eq!(
-        Told::new(Route::High).is_refused("key-reused").finds(),
+        Told::new(Route::High).gets_refusal("key-reused").finds(),
         ["I-7"]
     );
     let foreign = Stands::well(Route::High).but(|stands| stands.effects[0].operation += 1);
@@ -370,10 +368,7 @@ fn a_refusal_that_ran_or_does_not_say_when_to_come_again_is_found() {
         has_retry_after: false,
         ..refusal("store-unavailable")
     };
-    assert_eq!(
-        Told::new(Route::High).is_answered(|_| mute).finds(),
-        ["I-8"]
-    );
+    assert_eq!(Told::new(Route::High).gets(|_| mute).finds(), ["I-8"]);
     let ran = Stands::well(Route::High).but(|stands| stands.sent.ran_not = true);
     assert_eq!(ran.finds(), ["I-8"]);
     for code in ["store-unavailable", "overloaded", "shutting-down"] {
@@ -398,7 +393,7 @@ fn event(seen: Seen) -> Event {
 #[test]
 fn answers_that_no_route_gives_and_counts_that_do_not_add_up_are_found() {
     assert_eq!(
-        Told::new(Route::High).is_refused("nested-layers").finds(),
+        Told::new(Route::High).gets_refusal("nested-layers").finds(),
         ["I-12"]
     );
     assert_eq!(accounts("accounts 10 8 9"), None);
