@@ -132,7 +132,10 @@ async fn across_expiries(database: &Database, transactional: bool) {
             if answer.status == 201 {
                 answers.entry(execution(&answer)).or_default().push(answer);
             } else {
-                assert_code(&answer, "request-in-progress");
+                // Whoever clears away what is over may be in the way of a transaction's record.
+                if !(transactional && answer.kind() == "transaction-conflict") {
+                    assert_code(&answer, "request-in-progress");
+                }
                 refused += 1;
             }
         }
@@ -359,12 +362,13 @@ async fn around_one_expiry(database: &Database, subject: &Subject) -> [usize; 3]
             assert_replays(&answer, &first);
             assert_shows_expiry(&answer, &record);
             sides[0] += 1;
-        } else if answer.status == 409 {
-            assert_code(&answer, "request-in-progress");
+        } else if answer.status != 201 {
+            if answer.kind() != "transaction-conflict" {
+                assert_code(&answer, "request-in-progress");
+            }
             assert!(answered >= record.expires_at, "refused before its expiry");
             sides[1] += 1;
         } else {
-            assert_eq!(answer.status, 201, "{}", answer.text());
             assert!(answered >= record.expires_at, "executed before its expiry");
             sides[2] += 1;
         }
