@@ -74,7 +74,8 @@ impl IdempotencyContext {
     }
 
     /// Whether the claim is still known to be held: the last confirmed lease has not run out by
-    /// this process's clock, and nobody has taken over. Ask before an effect that cannot be undone.
+    /// this process's clock, and nobody is known to have taken over. Ask before an effect that cannot be
+    /// undone. A takeover because the store's clock was set forward is known at the next heartbeat.
     ///
     /// On a route that failed open there is no claim, and this is `false`; on a transactional one it
     /// is `true`, since no other attempt can commit.

@@ -1,6 +1,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::error::ConfigError;
 use crate::store::{Store, Swept};
 
@@ -103,7 +105,8 @@ impl<S: Store> Sweeper<S> {
         }
     }
 
-    /// Sweeps batch by batch until nothing is left.
+    /// Sweeps batch by batch until nothing is left, with pauses in between that are as long as the
+    /// batches took.
     ///
     /// # Errors
     ///
@@ -133,6 +136,7 @@ impl<S: Store> Sweeper<S> {
     pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
         let mut total = Swept::default();
         loop {
+            let began = Instant::now();
             let swept = self.store.delete_expired(self.batch).await?;
             total.deleted += swept.deleted;
             total.held += swept.held;
@@ -140,7 +144,9 @@ impl<S: Store> Sweeper<S> {
             if swept.deleted < full && swept.held < full {
                 return Ok(total);
             }
-            tokio::task::yield_now().await;
+            // SQLite has one writer at a time, and does not queue those who wait: without a pause, a
+            // long sweep would keep other processes, and the handlers' own writes, from ever being it.
+            tokio::time::sleep(began.elapsed()).await;
         }
     }
 }

@@ -400,6 +400,10 @@ impl Policy {
 
     /// How long a silent attempt is believed to live. A living one keeps its lease by heartbeats, so
     /// this is how long a retry waits after a crash. Default: 30 s.
+    ///
+    /// Timed by the store's clock. When that is set forward, an attempt that runs can be taken for lost
+    /// until its next heartbeat, a third of a lease later at most; when it is set back, one that is
+    /// lost is found out later by as much.
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.lease = lease;

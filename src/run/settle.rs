@@ -203,7 +203,7 @@ impl<S: Store> Exchange<S> {
         self.look_again().await
     }
 
-    pub(super) async fn look_again(&self) -> Response<Body> {
+    async fn look_again(&self) -> Response<Body> {
         let store = &self.shared.core.store;
         let seen = self
             .until_timeout(|| store.lookup(&self.identity, &self.fingerprint))

@@ -336,7 +336,7 @@ impl<S: TransactionalStore> Exchange<S> {
         let source = std::error::Error::source(error);
         let code = match error {
             CommitError::Conflict(_) => return Finished::Conflict(Code::TransactionConflict),
-            CommitError::Recorded => return Finished::Answer(Ok(self.look_again().await)),
+            CommitError::Recorded => return self.recorded().await,
             CommitError::Aborted(_) => {
                 tracing::error!(%id, operation, error = source, "{error}");
                 return Finished::Conflict(Code::TransactionAborted);
@@ -351,6 +351,21 @@ impl<S: TransactionalStore> Exchange<S> {
             }
         };
         Finished::Answer(Ok(self.render(Rejection::new(code))))
+    }
+
+    /// Another record was in the way. One that is gone again, as that of a claim that cleared away an
+    /// expired answer, leaves the key free: this attempt is rolled back, and may run again.
+    async fn recorded<E>(&self) -> Finished<E> {
+        let store = &self.shared.core.store;
+        let seen = self.until_timeout(|| store.lookup(&self.identity, &self.fingerprint));
+        match seen.await {
+            Ok(None) => Finished::Conflict(Code::TransactionConflict),
+            Ok(Some(existing)) => {
+                let answer = self.existing(existing);
+                Finished::Answer(Ok(answer.unwrap_or_else(|rejection| self.render(rejection))))
+            }
+            Err(_) => Finished::Answer(Ok(self.render(Rejection::new(Code::AnswerNotRecorded)))),
+        }
     }
 
     /// A route that promises a transaction never runs without one, whatever its policy says of a

@@ -5,10 +5,12 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::SystemTime;
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _};
 
+use crate::faketime;
 use crate::fired::fired;
 use crate::random::{Random, fresh_key};
 use crate::signal;
@@ -24,6 +26,8 @@ pub struct Cluster {
     pub(crate) password: String,
     /// Whether it waits for its disk; a crash of the server alone loses nothing without.
     syncs: bool,
+    /// What [`set_clock`](Self::set_clock) changes.
+    clock: Option<PathBuf>,
     /// Waits for the end of its standard input, and then cleans up.
     janitor: Child,
 }
@@ -59,6 +63,23 @@ impl Cluster {
     /// As [`start`](Self::start) does.
     pub async fn start_durable() -> Self {
         Self::start_as(true).await
+    }
+
+    /// Creates and starts a server whose clock can be set.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start) does, and without libfaketime.
+    pub async fn start_with_clock() -> Self {
+        Self::start_made(|| {
+            let mut cluster = Self::prepare(false);
+            let clock = cluster.directory.join("clock");
+            std::fs::write(&clock, "+0").expect("it is writable");
+            cluster.clock = Some(clock);
+            cluster.init(&[]);
+            cluster
+        })
+        .await
     }
 
     async fn start_as(syncs: bool) -> Self {
@@ -99,6 +120,7 @@ impl Cluster {
             port: free_port(),
             password: fresh_key(),
             syncs,
+            clock: None,
             janitor,
         };
         let secret = cluster.directory.join("password");
@@ -226,6 +248,29 @@ impl Cluster {
         }
     }
 
+    /// Sets its clock so many seconds ahead of this machine's, or behind it, while it runs.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not show it.
+    pub async fn set_clock(&self, seconds: i64) {
+        let clock = self.clock.as_ref().expect("started with a clock");
+        let next = clock.with_extension("next");
+        std::fs::write(&next, format!("{seconds:+}")).expect("it is writable");
+        std::fs::rename(&next, clock).expect("it is writable");
+        let session = PgPoolOptions::new().max_connections(1);
+        let session = session.connect(&self.url()).await.expect("it runs");
+        until("the server's clock to be set", async || {
+            let now = sqlx::query_scalar("select extract(epoch from clock_timestamp())::int8");
+            let there: i64 = now.fetch_one(&session).await.expect("it runs");
+            let here = SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_secs();
+            let ahead = there - i64::try_from(here).expect("a time");
+            ((ahead - seconds).abs() <= 5).then_some(())
+        })
+        .await;
+        fired("database clock");
+    }
+
     pub(crate) fn postmaster(&self) -> u32 {
         let file = std::fs::read_to_string(self.directory.join("data/postmaster.pid"));
         let file = file.expect("the server runs");
@@ -239,8 +284,10 @@ impl Cluster {
              -c max_connections=200 -c fsync={}",
             self.port, self.syncs
         );
+        let clock = self.clock.as_deref().map(faketime::by_file);
         let status = self
             .program("pg_ctl")
+            .envs(clock.unwrap_or_default())
             .args(["-w", "-t", "60", "-o", &options, "-l"])
             .arg(self.directory.join("log"))
             .arg("start")

@@ -237,11 +237,11 @@ impl Database {
     }
 }
 
-fn sqlite_store(path: &str) -> SqliteStore {
+pub(crate) fn sqlite_store(path: &str) -> SqliteStore {
     SqliteStore::new(SqlitePoolOptions::new().connect_lazy_with(sqlite_options(path)))
 }
 
-fn postgres_store(url: &str) -> PgStore {
+pub(crate) fn postgres_store(url: &str) -> PgStore {
     let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(10));
     PgStore::new(pool.connect_lazy(url).expect("the URL is one"))
 }

@@ -5,11 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use crate::client::{Answer, Connection};
+use crate::faketime::{self, Variables};
 use crate::fired::fired;
 use crate::signal;
 use crate::wait::{PATIENCE, until};
@@ -37,9 +38,28 @@ impl Launcher {
     ///
     /// When it does not.
     pub async fn start(self, settings: &impl Serialize) -> Subject {
+        self.start_among(settings, Vec::new()).await
+    }
+
+    /// Starts a subject whose clock is so many seconds ahead, or behind.
+    ///
+    /// # Panics
+    ///
+    /// When it does not start, or its clock is right.
+    pub async fn start_at(self, seconds: i64, settings: &impl Serialize) -> Subject {
+        let subject = self.start_among(settings, faketime::ahead(seconds)).await;
+        let here = SystemTime::UNIX_EPOCH.elapsed().expect("a clock");
+        let there: i64 = subject.get("/clock").await.text().parse().expect("a time");
+        let ahead = there / 1000 - i64::try_from(here.as_secs()).expect("a time");
+        assert!((ahead - seconds).abs() < 60, "its clock is {ahead} s ahead");
+        fired("application clock");
+        subject
+    }
+
+    async fn start_among(self, settings: &impl Serialize, variables: Variables) -> Subject {
         let launcher = self;
         let settings = serde_json::to_string(settings).expect("settings are JSON");
-        tokio::task::spawn_blocking(move || launcher.start_blocking(&settings))
+        tokio::task::spawn_blocking(move || launcher.start_blocking(&settings, variables))
             .await
             .expect("starting does not panic")
     }
@@ -57,25 +77,26 @@ impl Launcher {
     /// When it does not end, or as if all were well.
     pub async fn refuses(self, settings: &impl Serialize) -> String {
         let settings = serde_json::to_string(settings).expect("settings are JSON");
-        let mut subject = self.spawn(&settings);
+        let mut subject = self.spawn(&settings, Vec::new());
         let status = subject.ended().await;
         assert!(!status.success(), "{status}");
         subject.said()
     }
 
-    fn start_blocking(self, settings: &str) -> Subject {
-        let mut subject = self.spawn(settings);
+    fn start_blocking(self, settings: &str, variables: Variables) -> Subject {
+        let mut subject = self.spawn(settings, variables);
         let port = subject.line().strip_prefix("port ").map(str::parse);
         subject.port = port.expect("the port comes first").expect("a number");
         subject
     }
 
-    fn spawn(self, settings: &str) -> Subject {
+    fn spawn(self, settings: &str, variables: Variables) -> Subject {
         let name = format!("faults-{}.log", crate::random::fresh_key());
         let log = std::env::temp_dir().join(name);
         let stderr = File::create(&log).expect("the temporary directory is writable");
         let mut child = Command::new(self.0)
             .arg(settings)
+            .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -167,6 +188,80 @@ impl Subject {
             assert!(std::time::Instant::now() < deadline, "it does not end");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Lets it open no more files than it has open, or any number again.
+    ///
+    /// # Panics
+    ///
+    /// Without util-linux, or when it has ended.
+    pub fn limit_files(&self, limited: bool) {
+        let is_open = |n: &usize| std::fs::symlink_metadata(self.file(*n)).is_ok();
+        let free = (0..).find(|n| !is_open(n)).expect("there is a number");
+        let most = if limited { free } else { 1000 };
+        // What is lowered for good cannot be raised again.
+        self.limit(&format!("--nofile={most}:"));
+    }
+
+    fn file(&self, number: usize) -> PathBuf {
+        format!("/proc/{}/fd/{number}", self.pid()).into()
+    }
+
+    /// Waits until it was refused a file, as its log says.
+    pub async fn is_out_of_files(&self) {
+        until("an EMFILE", async || {
+            self.said().contains("(os error 24)").then_some(())
+        })
+        .await;
+        fired("EMFILE");
+    }
+
+    /// Lets it have so many bytes of memory more than it has.
+    ///
+    /// # Panics
+    ///
+    /// Without util-linux, or when it has ended.
+    pub fn limit_memory(&self, more: usize) {
+        let sizes = std::fs::read_to_string(format!("/proc/{}/statm", self.pid()));
+        let sizes = sizes.expect("it runs");
+        let pages = sizes.split(' ').next().map(str::parse::<usize>);
+        let now = pages.expect("a size").expect("a number") * 4096;
+        let most = now + more;
+        self.limit(&format!("--as={most}:{most}"));
+    }
+
+    fn limit(&self, limit: &str) {
+        let pid = self.pid().to_string();
+        let status = Command::new("prlimit")
+            .args(["--pid", &pid, limit])
+            .status();
+        assert!(status.expect("there is prlimit").success(), "{limit}");
+    }
+
+    /// Whether it runs.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not say.
+    pub fn is_running(&mut self) -> bool {
+        self.child
+            .try_wait()
+            .expect("a child can be waited for")
+            .is_none()
+    }
+
+    /// Waits for its end, and the proof that it was refused memory.
+    ///
+    /// # Panics
+    ///
+    /// When it ended otherwise.
+    pub async fn ran_out_of_memory(mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = self.ended().await;
+        assert_eq!(status.signal(), Some(6), "it ended otherwise: {status}");
+        let said = self.said();
+        assert!(said.contains("memory allocation of"), "{said}");
+        fired("out of memory");
     }
 
     /// Waits until it accepts no more connections.

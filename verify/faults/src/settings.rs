@@ -24,6 +24,16 @@ pub struct Settings {
     pub shared_pool: bool,
     /// Whether to create the schema first; a store that never answers would keep it from starting.
     pub migrate: bool,
+    /// Threads that run its tasks.
+    pub workers: Option<usize>,
+    /// A `TimeoutLayer` that answers 408, outside of the layer.
+    pub timeout_outside: Option<u64>,
+    /// The same, between the layer and the handler.
+    pub timeout_inside: Option<u64>,
+    /// Retention of an answer.
+    pub ttl: Option<u64>,
+    /// Whether answers say when their retention ends.
+    pub shows_expiry: bool,
     /// Lease of a claim.
     pub lease: Option<u64>,
     /// Execution limit of the handler.
@@ -56,6 +66,11 @@ impl Settings {
             pgbouncer: false,
             shared_pool: false,
             migrate: true,
+            workers: None,
+            timeout_outside: None,
+            timeout_inside: None,
+            ttl: None,
+            shows_expiry: false,
             lease: None,
             execution_limit: None,
             store_timeout: None,

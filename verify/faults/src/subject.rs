@@ -2,10 +2,10 @@
 //!
 //! `GET /runs` counts the runs of the handler in this process, `GET /stats` is the layer's own
 //! count, `GET /ledger/{scope}/{key}` shows the ledger, `POST /shutdown` does what SIGTERM does,
-//! `POST /failpoints/{name}/{action}` arms a [failpoint](crate::failpoint).
+//! `POST /failpoints/{name}/{action}` arms a [failpoint](crate::failpoint), `GET /clock` tells the time.
 //!
 //! How the handler behaves is said by the header `x-behave`, which is no part of the fingerprint, so
-//! that a retry may behave otherwise: `delay=200 gate=PATH status=500 panic hang size=1000 chunks=10
+//! that a retry may behave otherwise: `delay=200 gate=PATH block status=500 panic hang size=1000 chunks=10
 //! gap=5 careful`; see `Behaviour`.
 
 use std::error::Error;
@@ -13,14 +13,15 @@ use std::io::Read as _;
 use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
+use axum::error_handling::HandleErrorLayer;
 use axum::extract::{Path, State};
 use axum::middleware::map_response_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use axum::{Json, Router};
+use axum::{BoxError, Json, Router};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, StatusCode};
@@ -30,6 +31,7 @@ use sqlx::sqlite::SqlitePoolOptions;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tower::ServiceBuilder;
 use tower_idempotency::postgres::TxError;
 use tower_idempotency::store::Tx;
 use tower_idempotency::{
@@ -130,11 +132,13 @@ where
         asked.await;
         stopping.send_replace(true);
     };
+    let inside = |pay| within(settings.timeout_inside, pay);
     let pay = if settings.transactional {
-        post(pay_in_transaction::<S::Transaction>).layer(layer.clone().transactional())
+        inside(post(pay_in_transaction::<S::Transaction>)).layer(layer.clone().transactional())
     } else {
-        post(pay).layer(layer.clone())
+        inside(post(pay)).layer(layer.clone())
     };
+    let pay = within(settings.timeout_outside, pay);
     let router = router(app, pay, layer.clone());
     let server = tokio::spawn(
         axum::serve(listener, router)
@@ -194,6 +198,12 @@ fn layer<S: Store>(settings: &Settings, store: S) -> Result<IdempotencyLayer<S>,
     if let Some(lease) = settings.lease {
         policy = policy.with_lease(ms(lease));
     }
+    if let Some(ttl) = settings.ttl {
+        policy = policy.with_ttl(ms(ttl));
+    }
+    if settings.shows_expiry {
+        policy = policy.with_expiry_header(true);
+    }
     if let Some(limit) = settings.execution_limit {
         policy = policy.with_execution_limit(ms(limit));
     }
@@ -214,6 +224,22 @@ fn layer<S: Store>(settings: &Settings, store: S) -> Result<IdempotencyLayer<S>,
     Ok(layer)
 }
 
+/// With tower's `TimeoutLayer` around it, which answers 408.
+fn within(limit: Option<u64>, route: MethodRouter<App>) -> MethodRouter<App> {
+    let Some(limit) = limit else {
+        return route;
+    };
+    let late = |_: BoxError| async {
+        fired("timeout");
+        StatusCode::REQUEST_TIMEOUT
+    };
+    route.layer(
+        ServiceBuilder::new()
+            .layer(HandleErrorLayer::new(late))
+            .timeout(Duration::from_millis(limit)),
+    )
+}
+
 fn router<S: Store>(app: App, pay: MethodRouter<App>, counted: IdempotencyLayer<S>) -> Router {
     Router::new()
         .route("/pay", pay)
@@ -221,6 +247,7 @@ fn router<S: Store>(app: App, pay: MethodRouter<App>, counted: IdempotencyLayer<
         .layer(map_response_with_state(app.clone(), in_pieces))
         .route("/failpoints/{name}/{action}", post(arm))
         .route("/runs", get(runs))
+        .route("/clock", get(clock))
         .route("/ledger/{scope}/{key}", get(ledger))
         .route("/shutdown", post(shutdown))
         .route(
@@ -232,6 +259,12 @@ fn router<S: Store>(app: App, pay: MethodRouter<App>, counted: IdempotencyLayer<
 
 async fn runs(State(app): State<App>) -> String {
     app.runs.load(Ordering::SeqCst).to_string()
+}
+
+/// Milliseconds since 1970, as this process sees them.
+async fn clock() -> String {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    now.as_millis().to_string()
 }
 
 async fn ledger(
@@ -279,6 +312,8 @@ struct Behaviour {
     delay: u64,
     /// A file without which the run does not end: a [`Gate`](crate::wait::Gate).
     gate: Option<String>,
+    /// Waits for it without giving its thread back.
+    block: bool,
     /// Status of the answer; 0 is 201.
     status: u16,
     panic: bool,
@@ -303,6 +338,7 @@ impl Behaviour {
                 "delay" => behaviour.delay = number,
                 "gate" => behaviour.gate = Some(value.to_owned()),
                 "status" => behaviour.status = value.parse().unwrap_or(0),
+                "block" => behaviour.block = true,
                 "panic" => behaviour.panic = true,
                 "hang" => behaviour.hang = true,
                 "careful" => behaviour.careful = true,
@@ -322,10 +358,18 @@ impl Behaviour {
             std::future::pending::<()>().await;
         }
         tokio::time::sleep(Duration::from_millis(self.delay)).await;
+        if self.block {
+            fired("blocked thread");
+        }
         while let Some(gate) = &self.gate
             && !std::path::Path::new(gate).exists()
         {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            let pause = Duration::from_millis(5);
+            if self.block {
+                std::thread::sleep(pause);
+            } else {
+                tokio::time::sleep(pause).await;
+            }
         }
         if self.panic {
             fired("panic");

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use faults::client::{Answer, Pay};
 use faults::database::Database;
+use faults::fired::fired;
 use faults::ledger::Ledger;
 use faults::wait::Gate;
 use futures_util::future::join_all;
@@ -25,6 +26,7 @@ async fn lock(database: &Database, pay: &Pay) -> Transaction<'static, Postgres> 
         .await
         .unwrap();
     assert_eq!(locked.len(), 1, "there is no record to lock");
+    fired("record lock");
     transaction
 }
 

@@ -9,11 +9,17 @@
     reason = "tests fail by panicking"
 )]
 
+mod cancelled;
+mod clocks;
 mod crashes;
 mod database;
 mod disconnects;
 mod duplicates;
+mod exhaustion;
+mod expiry;
+mod flight;
 mod hazard;
+mod http2;
 mod kills;
 mod leases;
 mod limits;
@@ -23,7 +29,10 @@ mod phases;
 mod proxy;
 mod relays;
 mod shutdown;
+mod starved;
+mod timeouts;
 mod transactions;
+mod volume;
 mod wire;
 mod zombies;
 
