@@ -303,7 +303,7 @@ impl Table {
         }
         record.state = State::Completed;
         record.answer = Some(hex::encode(completion.answer.encode()));
-        record.references = completion.references.to_json();
+        record.note(&completion.references);
         self.put(id(claim.identity.id()), record)
     }
 
@@ -311,7 +311,7 @@ impl Table {
         let record = self.fenced(&claim.identity, claim.token, &[State::Running, State::Held]);
         let mut record = record.ok_or_else(StoreError::claim_lost)?;
         record.state = State::Held;
-        record.references = references.to_json();
+        record.note(references);
         self.put(id(claim.identity.id()), record)
     }
 
@@ -464,6 +464,12 @@ impl Record {
                 references: self.references()?,
                 expires_at: time(self.expires_at),
             }))),
+        }
+    }
+
+    fn note(&mut self, references: &References) {
+        if let Some(noted) = references.to_json() {
+            self.references = Some(noted);
         }
     }
 

@@ -235,6 +235,7 @@ macro_rules! conformance_tests {
                 an_answer_given_by_a_person_keeps_the_references
                 a_late_completion_replaces_the_references_of_the_hold
                 the_last_word_of_a_held_attempt_replaces_its_references
+                a_hold_or_completion_without_references_keeps_those_of_the_hold_before
                 a_takeover_clears_the_references_of_the_record
                 a_refused_completion_leaves_no_reference
                 a_released_record_is_not_found
