@@ -301,6 +301,10 @@ impl Table {
         if record.state == State::Completed {
             return Ok(());
         }
+        let now = self.now();
+        if record.state == State::Held || record.expires_at <= now {
+            record.expires_at = now.saturating_add(record.ttl);
+        }
         record.state = State::Completed;
         record.answer = Some(hex::encode(completion.answer.encode()));
         record.note(&completion.references);

@@ -113,7 +113,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
 
     /// Stores the answer. Also turns a record that is held under the same token into a completed one,
-    /// which keeps its references where the completion has none.
+    /// which keeps its references where the completion has none. Retention of a record that was held,
+    /// or whose retention is over, begins anew: its answer would be forgotten at once.
     ///
     /// A lost acknowledgement: the same completion, sent again, finds its own record and succeeds.
     ///

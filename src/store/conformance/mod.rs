@@ -201,6 +201,7 @@ macro_rules! conformance_tests {
             expiring {
                 an_answer_is_shown_until_its_retention_is_over
                 retention_counts_from_the_claim
+                an_answer_that_comes_after_the_retention_is_kept_as_long_as_any
                 an_expired_record_is_claimed_as_if_absent
                 an_expired_record_is_free_for_another_request
                 nothing_of_an_expired_answer_is_shown_again
