@@ -301,9 +301,13 @@ impl Table {
         if record.state == State::Completed {
             return Ok(());
         }
+        let now = self.now();
+        if record.state == State::Held || record.expires_at <= now {
+            record.expires_at = now.saturating_add(record.ttl);
+        }
         record.state = State::Completed;
         record.answer = Some(hex::encode(completion.answer.encode()));
-        record.references = completion.references.to_json();
+        record.note(&completion.references);
         self.put(id(claim.identity.id()), record)
     }
 
@@ -311,7 +315,7 @@ impl Table {
         let record = self.fenced(&claim.identity, claim.token, &[State::Running, State::Held]);
         let mut record = record.ok_or_else(StoreError::claim_lost)?;
         record.state = State::Held;
-        record.references = references.to_json();
+        record.note(references);
         self.put(id(claim.identity.id()), record)
     }
 
@@ -464,6 +468,12 @@ impl Record {
                 references: self.references()?,
                 expires_at: time(self.expires_at),
             }))),
+        }
+    }
+
+    fn note(&mut self, references: &References) {
+        if let Some(noted) = references.to_json() {
+            self.references = Some(noted);
         }
     }
 

@@ -14,6 +14,8 @@ mod common;
 mod broken;
 #[path = "stores/memory.rs"]
 mod memory;
+#[path = "stores/model/mod.rs"]
+mod model;
 #[path = "stores/postgres.rs"]
 mod postgres;
 #[path = "stores/sqlite.rs"]

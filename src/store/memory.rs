@@ -148,6 +148,12 @@ impl Record {
         self.expires <= now && ended
     }
 
+    fn note(&mut self, references: &References) {
+        if let Some(noted) = references.to_json() {
+            self.references = Some(noted);
+        }
+    }
+
     fn summary(&self) -> Result<RecordSummary, StoreError> {
         Ok(RecordSummary {
             identity: self.identity.clone(),
@@ -261,7 +267,7 @@ impl Records for MemoryStore {
         }
         record.state = State::Completed;
         record.answer = Some(completion.answer.encode());
-        record.references = completion.references.to_json();
+        record.note(&completion.references);
         Ok(true)
     }
 
@@ -298,7 +304,7 @@ impl Records for MemoryStore {
         Ok(record
             .map(|record| {
                 record.state = State::Held;
-                record.references = references.to_json();
+                record.note(references);
             })
             .is_some())
     }

@@ -112,7 +112,9 @@ pub trait Store: Send + Sync + 'static {
         request: &ClaimRequest,
     ) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
 
-    /// Stores the answer. Also turns a record that is held under the same token into a completed one.
+    /// Stores the answer. Also turns a record that is held under the same token into a completed one,
+    /// which keeps its references where the completion has none. Retention of a record that was held,
+    /// or whose retention is over, begins anew: its answer would be forgotten at once.
     ///
     /// A lost acknowledgement: the same completion, sent again, finds its own record and succeeds.
     ///
@@ -138,7 +140,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreErrorKind::ClaimLost`] when the record carries another token, or is completed.
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Holds the record for a person, under the same token. One that is held already gets the references.
+    /// Holds the record for a person, under the same token. One that is held already gets the
+    /// references, and keeps its own where there are none.
     ///
     /// A lost acknowledgement: a record that is held under this token is a success.
     ///

@@ -19,7 +19,7 @@ use tower_idempotency::{
 use super::memory::Memory;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Fault {
+pub enum Fault {
     CompletesUnderAnyToken,
     ComparesNoFingerprints,
     ReleasesForeignClaims,
@@ -28,6 +28,7 @@ enum Fault {
     ForgetsReferences,
     ForgetsItsOwnToken,
     ReadsThenWrites,
+    TakesLiveLeases,
     KeepsEveryLease,
     RerunsAbandonedOperations,
     MixesScopes,
@@ -37,7 +38,7 @@ enum Fault {
 }
 
 /// A store around another one, with one fault, and what it has to remember to commit it.
-struct Broken<S> {
+pub struct Broken<S> {
     store: S,
     fault: Fault,
     last: Mutex<HashMap<RecordId, ClaimRequest>>,
@@ -94,7 +95,15 @@ impl<S: Store> Store for Broken<S> {
                 return Ok(Claimed::Acquired(request.claim(1, expires_at)));
             }
         }
-        let claimed = self.store.claim(&request).await?;
+        let mut claimed = self.store.claim(&request).await?;
+        if let Claimed::Existing(Existing::InProgress { .. }) = claimed
+            && self.has(Fault::TakesLiveLeases)
+        {
+            let running = self.last(&request.identity).expect("somebody claimed it");
+            let running = running.claim(1, std::time::SystemTime::UNIX_EPOCH);
+            self.store.release(&running).await?;
+            claimed = self.store.claim(&request).await?;
+        }
         if matches!(claimed, Claimed::Acquired(_)) {
             let mut last = self.last.lock().unwrap();
             last.insert(request.identity.id(), request);
@@ -206,7 +215,7 @@ impl<S: Store> Store for Broken<S> {
     }
 }
 
-struct BrokenSubject {
+pub struct BrokenSubject {
     memory: Memory,
     store: Broken<MemoryStore>,
 }
@@ -223,7 +232,7 @@ impl Subject for BrokenSubject {
     }
 }
 
-fn with(fault: Fault) -> BrokenSubject {
+pub fn with(fault: Fault) -> BrokenSubject {
     let memory = Memory::new();
     let store = Broken {
         store: memory.store().clone(),
@@ -295,6 +304,15 @@ async fn a_store_that_forgets_its_own_token_is_found() {
 async fn a_claim_that_reads_and_then_writes_is_found() {
     let broken = || with(Fault::ReadsThenWrites);
     is_broken(races::of_fifty_claims_at_once_exactly_one_is_acquired(
+        broken(),
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn a_takeover_of_a_live_lease_is_found() {
+    let broken = || with(Fault::TakesLiveLeases);
+    is_broken(losing::a_record_is_not_taken_over_before_its_lease_is_over(
         broken(),
     ))
     .await;

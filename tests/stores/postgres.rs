@@ -16,7 +16,7 @@ update idempotency.record set
 
 pub struct Postgres {
     store: PgStore,
-    pool: PgPool,
+    pub pool: PgPool,
     _database: TestDatabase,
 }
 

@@ -51,12 +51,12 @@ impl Drop for TestFile {
 
 pub struct Sqlite {
     store: SqliteStore,
-    pool: SqlitePool,
+    pub pool: SqlitePool,
     file: TestFile,
 }
 
 impl Sqlite {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let file = TestFile::new();
         let pool = file.pool().await;
         let store = SqliteStore::new(pool.clone());

@@ -23,6 +23,27 @@ pub async fn retention_counts_from_the_claim<S: Subject>(subject: S) {
     assert!(lookup(store, &request).await.is_none());
 }
 
+pub async fn an_answer_that_comes_after_the_retention_is_kept_as_long_as_any<S: Subject>(
+    subject: S,
+) {
+    let store = subject.store();
+    let (held, running) = (request("held"), request("running"));
+    let claims = [
+        super::held(store, &held).await,
+        acquire(store, &running).await,
+    ];
+    subject.age(TTL * 2).await;
+    for claim in &claims {
+        store.complete(claim, &completion("late")).await.unwrap();
+    }
+    subject.age(TTL - LEASE).await;
+    completed(store, &held).await;
+    completed(store, &running).await;
+    subject.age(LEASE).await;
+    assert!(lookup(store, &held).await.is_none());
+    assert!(lookup(store, &running).await.is_none());
+}
+
 pub async fn an_expired_record_is_claimed_as_if_absent<S: Subject>(subject: S) {
     let store = subject.store();
     let request = request("key");

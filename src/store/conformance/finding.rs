@@ -241,6 +241,18 @@ pub async fn the_last_word_of_a_held_attempt_replaces_its_references<S: Subject>
     assert!(find(store, ACME, "charge", "ch_1").await.is_empty());
 }
 
+pub async fn a_hold_or_completion_without_references_keeps_those_of_the_hold_before<S: Subject>(
+    subject: S,
+) {
+    let store = subject.store();
+    let claim = held(store, &request("key")).await;
+    store.hold(&claim, &References::default()).await.unwrap();
+    assert_eq!(find(store, ACME, "charge", "ch_1").await, ["key"]);
+    let late = store.complete(&claim, &completion("late")).await;
+    late.unwrap();
+    assert_eq!(find(store, ACME, "charge", "ch_1").await, ["key"]);
+}
+
 pub async fn a_takeover_clears_the_references_of_the_record<S: Subject>(subject: S) {
     let store = subject.store();
     let request = request("key");

@@ -201,6 +201,7 @@ macro_rules! conformance_tests {
             expiring {
                 an_answer_is_shown_until_its_retention_is_over
                 retention_counts_from_the_claim
+                an_answer_that_comes_after_the_retention_is_kept_as_long_as_any
                 an_expired_record_is_claimed_as_if_absent
                 an_expired_record_is_free_for_another_request
                 nothing_of_an_expired_answer_is_shown_again
@@ -235,6 +236,7 @@ macro_rules! conformance_tests {
                 an_answer_given_by_a_person_keeps_the_references
                 a_late_completion_replaces_the_references_of_the_hold
                 the_last_word_of_a_held_attempt_replaces_its_references
+                a_hold_or_completion_without_references_keeps_those_of_the_hold_before
                 a_takeover_clears_the_references_of_the_record
                 a_refused_completion_leaves_no_reference
                 a_released_record_is_not_found
