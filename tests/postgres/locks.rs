@@ -17,6 +17,7 @@ async fn lock(fixture: &Fixture, key: &str) -> sqlx::Transaction<'static, sqlx::
         .await
         .unwrap();
     assert_eq!(done.rows_affected(), 1);
+    crate::common::fired::fired("record lock");
     transaction
 }
 
