@@ -82,6 +82,9 @@ const fn row(
     }
 }
 
+/// The tests of this package that are of no row: those of its tools, and of cases beside the table.
+pub const OTHERS: &str = "faults:others";
+
 /// The unit of rows whose tests are run over and over.
 pub const RUNS: &str = "runs";
 
