@@ -72,7 +72,10 @@ async fn g03_the_late_mark_of_a_relay_that_lost_its_claim_is_refused_and_counted
     fixture.commit(message("a", 2)).await;
     let recorder = Recorder::new();
     let paused = Paused::new(&recorder);
-    let late = fixture.relay(paused.clone()).spawn();
+    // Or it could itself claim again what it has lost.
+    let late = fixture.relay(paused.clone());
+    let late = late.with_poll_interval(Duration::from_secs(3600));
+    let late = late.unwrap().spawn();
     paused.published.notified().await;
 
     // A second relay takes over, and is in the middle of publishing too.
