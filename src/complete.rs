@@ -141,7 +141,7 @@ impl<S: PhasedStore> Completer<S> {
     /// ```no_run
     /// # use tower_idempotency::{Completer, Envelope, PgStore};
     /// # #[derive(Clone)] struct Bank;
-    /// # impl Bank { async fn charge(&self, _key: &str) -> Result<Envelope, std::io::Error> { unimplemented!() } }
+    /// # impl Bank { async fn charge(&self, _key: &str) -> Result<Envelope, std::io::Error> { Ok(Envelope::new(Default::default())) } }
     /// # fn example(completer: Completer<PgStore>, bank: Bank) -> Completer<PgStore> {
     /// completer.register("POST /orders/{id}/checkout", move |operation| {
     ///     let bank = bank.clone();

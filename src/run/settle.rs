@@ -204,15 +204,17 @@ impl<S: Store> Exchange<S> {
     }
 
     async fn look_again(&self) -> Response<Body> {
+        let unseen = || self.render(Rejection::new(Code::AnswerNotRecorded));
+        self.seen().await.ok().flatten().unwrap_or_else(unseen)
+    }
+
+    /// What a duplicate would get now, or `None` where there is no record.
+    pub(super) async fn seen(&self) -> Result<Option<Response<Body>>, StoreError> {
         let store = &self.shared.core.store;
-        let seen = self
-            .until_timeout(|| store.lookup(&self.identity, &self.fingerprint))
-            .await;
-        let answer = match seen {
-            Ok(Some(existing)) => self.existing(existing),
-            Ok(None) | Err(_) => Err(Rejection::new(Code::AnswerNotRecorded)),
-        };
-        answer.unwrap_or_else(|rejection| self.render(rejection))
+        let lookup = self.until_timeout(|| store.lookup(&self.identity, &self.fingerprint));
+        let existing = lookup.await?;
+        let answer = existing.map(|existing| self.existing(existing));
+        Ok(answer.map(|answer| answer.unwrap_or_else(|rejection| self.render(rejection))))
     }
 
     fn log_refused(&self, error: &StoreError) {

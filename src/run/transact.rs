@@ -356,14 +356,9 @@ impl<S: TransactionalStore> Exchange<S> {
     /// Another record was in the way. One that is gone again, as that of a claim that cleared away an
     /// expired answer, leaves the key free: this attempt is rolled back, and may run again.
     async fn recorded<E>(&self) -> Finished<E> {
-        let store = &self.shared.core.store;
-        let seen = self.until_timeout(|| store.lookup(&self.identity, &self.fingerprint));
-        match seen.await {
+        match self.seen().await {
             Ok(None) => Finished::Conflict(Code::TransactionConflict),
-            Ok(Some(existing)) => {
-                let answer = self.existing(existing);
-                Finished::Answer(Ok(answer.unwrap_or_else(|rejection| self.render(rejection))))
-            }
+            Ok(Some(answer)) => Finished::Answer(Ok(answer)),
             Err(_) => Finished::Answer(Ok(self.render(Rejection::new(Code::AnswerNotRecorded)))),
         }
     }

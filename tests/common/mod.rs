@@ -1,3 +1,4 @@
 //! What the tests share.
+pub mod cut;
 pub mod database;
 pub mod fired;

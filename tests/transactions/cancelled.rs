@@ -1,10 +1,7 @@
 //! B08: a transactional request that is dropped at each point at which it waits.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -17,37 +14,8 @@ use tower_idempotency::{
 
 use crate::bank::postgres::Bank;
 use crate::bank::{Banking, Sinks};
+use crate::common::cut::Cut;
 use crate::site::{Runs, eventually};
-
-/// Polls a future so many times, and then drops it.
-struct Cut<F> {
-    future: Option<F>,
-    polls: usize,
-    /// At the next wake, when what it waits for is there; or at once, while that is under way.
-    late: bool,
-}
-
-impl<F: Future + Unpin> Future for Cut<F> {
-    /// `None`: it was dropped.
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let is_over = self.polls == 0;
-        self.polls = self.polls.saturating_sub(1);
-        let future = self.future.as_mut().filter(|_| !is_over);
-        let polled = future.map(|future| Pin::new(future).poll(context));
-        match polled {
-            Some(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Some(Poll::Pending) if self.late || self.polls > 0 => Poll::Pending,
-            _ => {
-                if self.future.take().is_some() {
-                    crate::common::fired::fired("cancelled");
-                }
-                Poll::Ready(None)
-            }
-        }
-    }
-}
 
 fn request(key: &str) -> Request<Body> {
     let request = Request::post("/pay")
@@ -140,12 +108,7 @@ async fn b08_a_request_whose_caller_goes_away_at_any_point_holds() {
     for late in [false, true] {
         let bank = Bank::start().await;
         let send = async |router: axum::Router, polls, key: &str| {
-            let future = Some(Box::pin(router.oneshot(request(key))));
-            let cut = Cut {
-                future,
-                polls,
-                late,
-            };
+            let cut = Cut::new(Box::pin(router.oneshot(request(key))), polls, late);
             cut.await.is_none()
         };
         holds_after_each_cut(&bank, |_| bank.layer(), send).await;
@@ -163,12 +126,7 @@ async fn b08_a_request_whose_task_ends_at_any_point_holds() {
             bank.layer().with_spawn_hook(move |task| {
                 let is_cut = is_cut.clone();
                 Detached::new(async move {
-                    let future = Some(task);
-                    let cut = Cut {
-                        future,
-                        polls,
-                        late,
-                    };
+                    let cut = Cut::new(task, polls, late);
                     is_cut.store(cut.await.is_none(), Ordering::SeqCst);
                 })
             })
@@ -199,11 +157,11 @@ async fn a_commit_that_is_cancelled_at_any_point_is_what_its_confirmation_says(b
             panic!("nobody has it");
         };
         let entry = entry();
-        let commit = Cut {
-            future: Some(Box::pin(store.commit(transaction, &request, &entry))),
-            polls: 1 + round % 6,
-            late: false,
-        };
+        let commit = Cut::new(
+            Box::pin(store.commit(transaction, &request, &entry)),
+            1 + round % 6,
+            false,
+        );
         let done = commit.await;
         let mut verdict = store.confirm(&request).await;
         eventually("it is known", async || {

@@ -24,8 +24,8 @@ mod traffic;
 use std::error::Error;
 use std::process::ExitCode;
 
+use faults::signal::interrupted;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::options::{Command, USAGE};
 
@@ -76,20 +76,5 @@ async fn play(role: Role) -> Result<(), Box<dyn Error>> {
     match role {
         Role::Server(settings) => server::run(settings).await,
         Role::Consumer(settings) => consumer::run(settings).await,
-    }
-}
-
-/// What the driver has started ends when it is dropped.
-async fn interrupted() -> u8 {
-    let catch = |kind| signal(kind).expect("signals can be caught");
-    let (mut interrupt, mut terminate, mut hangup) = (
-        catch(SignalKind::interrupt()),
-        catch(SignalKind::terminate()),
-        catch(SignalKind::hangup()),
-    );
-    tokio::select! {
-        _ = interrupt.recv() => 130,
-        _ = terminate.recv() => 143,
-        _ = hangup.recv() => 129,
     }
 }

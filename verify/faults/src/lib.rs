@@ -19,6 +19,7 @@ pub mod bouncer;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+#[path = "../../../tests/common/cut.rs"]
 pub mod cut;
 pub mod database;
 pub mod disk;

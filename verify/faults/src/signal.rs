@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use tokio::signal::unix::SignalKind;
+
 use crate::fired::fired;
 use crate::wait::until;
 
@@ -63,4 +65,23 @@ fn stat(pid: u32) -> Option<Vec<String>> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = line.rsplit_once(") ")?;
     Some(fields.split(' ').map(str::to_owned).collect())
+}
+
+/// Waits until this process is to end, and says with which exit status.
+///
+/// # Panics
+///
+/// When signals cannot be caught.
+pub async fn interrupted() -> u8 {
+    let catch = |kind| tokio::signal::unix::signal(kind).expect("signals can be caught");
+    let (mut interrupt, mut terminate, mut hangup) = (
+        catch(SignalKind::interrupt()),
+        catch(SignalKind::terminate()),
+        catch(SignalKind::hangup()),
+    );
+    tokio::select! {
+        _ = interrupt.recv() => 130,
+        _ = terminate.recv() => 143,
+        _ = hangup.recv() => 129,
+    }
 }

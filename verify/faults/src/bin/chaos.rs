@@ -9,7 +9,7 @@ use std::time::Duration;
 use faults::chaos::options::{Command, USAGE, parse};
 use faults::chaos::{run, schedule, service};
 use faults::process::Launcher;
-use tokio::signal::unix::{SignalKind, signal};
+use faults::signal::interrupted;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -51,19 +51,4 @@ fn myself() -> Launcher {
     let path = std::env::current_exe().expect("a program has a path");
     let path = path.into_os_string().into_string();
     Launcher(path.expect("the path is text").leak())
-}
-
-/// What the driver has started ends when it is dropped.
-async fn interrupted() -> u8 {
-    let catch = |kind| signal(kind).expect("signals can be caught");
-    let (mut interrupt, mut terminate, mut hangup) = (
-        catch(SignalKind::interrupt()),
-        catch(SignalKind::terminate()),
-        catch(SignalKind::hangup()),
-    );
-    tokio::select! {
-        _ = interrupt.recv() => 130,
-        _ = terminate.recv() => 143,
-        _ = hangup.recv() => 129,
-    }
 }

@@ -1,9 +1,15 @@
 //! Futures that are dropped half-way.
 
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "a helper of tests, not all of which cut futures"
+)]
+
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::fired::fired;
+use super::fired::fired;
 
 /// Polls a future so many times, and then drops it.
 #[derive(Debug)]
@@ -38,8 +44,9 @@ impl<F: Future + Unpin> Future for Cut<F> {
             Some(Poll::Ready(output)) => Poll::Ready(Some(output)),
             Some(Poll::Pending) if self.late || self.polls > 0 => Poll::Pending,
             _ => {
-                self.future = None;
-                fired("cancel");
+                if self.future.take().is_some() {
+                    fired("cancelled");
+                }
                 Poll::Ready(None)
             }
         }
