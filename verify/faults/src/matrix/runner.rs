@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{RUNS, Row};
@@ -53,6 +54,34 @@ struct Job<'a> {
     place: usize,
 }
 
+/// What is left of a row, and how it fares so far.
+#[derive(Debug)]
+struct Left<'a> {
+    jobs: Vec<Job<'a>>,
+    count: usize,
+    fired: usize,
+    wrong: Vec<String>,
+}
+
+impl<'a> Left<'a> {
+    fn of(jobs: Vec<Job<'a>>) -> Self {
+        Self {
+            count: jobs.len(),
+            jobs,
+            fired: 0,
+            wrong: Vec::new(),
+        }
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        if self.wrong.is_empty() {
+            Outcome::Green(self.fired)
+        } else {
+            Outcome::Red(std::mem::take(&mut self.wrong))
+        }
+    }
+}
+
 impl Runner {
     /// Builds the tests of some rows.
     ///
@@ -70,7 +99,7 @@ impl Runner {
             // As `./scripts/test` builds it: what it has built is used.
             "--workspace",
             "--all-features",
-            "--message-format=json",
+            "--message-format=json-render-diagnostics",
         ]);
         for name in names {
             cargo.args(["--test", target(name)]);
@@ -94,59 +123,64 @@ impl Runner {
         })
     }
 
-    /// Runs a row.
+    /// Runs rows, several tests at a time, and says how each fared as soon as it is known.
     ///
     /// # Errors
     ///
     /// When a test cannot be started.
-    pub fn run(&self, row: &Row) -> io::Result<Outcome> {
-        let tests = self.tests(row);
-        if tests.is_empty() {
-            return Ok(Outcome::NotYet);
-        }
+    pub fn run(&self, rows: &[&Row], mut fared: impl FnMut(&Row, Outcome)) -> io::Result<()> {
+        let mut left: Vec<_> = rows.iter().map(|row| Left::of(self.jobs(row))).collect();
+        let jobs = left.iter_mut().enumerate();
+        let jobs = jobs.flat_map(|(row, left)| left.jobs.drain(..).map(move |job| (row, job)));
+        let jobs = Mutex::new(jobs.collect::<VecDeque<_>>());
+        let (done, results) = mpsc::channel();
+        let workers = thread::available_parallelism()?.get().min(4);
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                let (jobs, done) = (&jobs, done.clone());
+                scope.spawn(move || {
+                    while let Some((row, job)) = next(jobs) {
+                        let result = self.run_once(rows[row], &job);
+                        // Nobody listens any more after an error.
+                        if done.send((row, result)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(done);
+            for row in rows.iter().filter(|row| self.tests(row).is_empty()) {
+                fared(row, Outcome::NotYet);
+            }
+            for (row, result) in results {
+                let left = &mut left[row];
+                left.count -= 1;
+                match result? {
+                    Ok(faults) => left.fired += faults,
+                    Err(what) => left.wrong.push(what),
+                }
+                if left.count == 0 {
+                    fared(rows[row], left.outcome());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The tests of a row, as often as they are to be run.
+    fn jobs(&self, row: &Row) -> Vec<Job<'_>> {
         let times = if row.size.2 == RUNS {
             row.times(self.is_full)
         } else {
             1
         };
-        let mut jobs = VecDeque::new();
-        for _ in 0..times {
-            for (target, test) in &tests {
-                let place = jobs.len();
-                jobs.push_back(Job {
-                    target,
-                    test,
-                    place,
-                });
-            }
-        }
-        let jobs = Mutex::new(jobs);
-        let results = Mutex::new(Vec::new());
-        let workers = std::thread::available_parallelism()?.get().min(4);
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while let Some(job) = next(&jobs) {
-                        let result = self.run_once(row, &job);
-                        results.lock().expect("no panic holds it").push(result);
-                    }
-                });
-            }
-        });
-        let results = results.into_inner().expect("no panic holds it");
-        let mut fired = 0;
-        let mut wrong = Vec::new();
-        for result in results {
-            match result? {
-                Ok(faults) => fired += faults,
-                Err(what) => wrong.push(what),
-            }
-        }
-        Ok(if wrong.is_empty() {
-            Outcome::Green(fired)
-        } else {
-            Outcome::Red(wrong)
-        })
+        let tests = (0..times).flat_map(|_| self.tests(row)).enumerate();
+        let job = |(place, (target, test))| Job {
+            target,
+            test,
+            place,
+        };
+        tests.map(job).collect()
     }
 
     fn patience(&self) -> Duration {
@@ -202,7 +236,7 @@ impl Runner {
                 child.kill()?;
                 break child.wait()?;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         };
         let faults = faults(&fired, row)?;
         let wrong = |what: &str| Ok(Err(format!("{}: {what}; see {}", job.test, log.display())));
@@ -226,7 +260,7 @@ fn is_of_a_row(name: &str) -> bool {
     )
 }
 
-fn next<'a>(jobs: &Mutex<VecDeque<Job<'a>>>) -> Option<Job<'a>> {
+fn next<'a>(jobs: &Mutex<VecDeque<(usize, Job<'a>)>>) -> Option<(usize, Job<'a>)> {
     jobs.lock().expect("no panic holds it").pop_front()
 }
 
