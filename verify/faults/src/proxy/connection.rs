@@ -59,12 +59,14 @@ impl Connection {
     /// Serves it to its end. Errors of its sockets are ends like others.
     pub(super) async fn serve(self, mut client: TcpStream) {
         let mut startup = Messages::new(&mut client);
+        // In this order, because what is sent after a switch must not pass any more.
         let opened = tokio::select! {
-            opened = self.open(&mut startup) => opened,
+            biased;
             end = self.switched() => {
                 self.finish(end, client, None).await;
                 return;
             }
+            opened = self.open(&mut startup) => opened,
         };
         let Ok(Some((mut server, first))) = opened else {
             return;
@@ -73,9 +75,10 @@ impl Connection {
         let (from_server, to_server) = server.split();
         let mut replies = Messages::new(from_server);
         let end = tokio::select! {
+            biased;
+            end = self.switched() => Ok(end),
             end = self.requests(from_client, to_server, first) => end,
             end = self.replies(&mut replies, to_client) => end,
-            end = self.switched() => Ok(end),
         };
         let end = end.unwrap_or(End::Closed(Close::Fin));
         if matches!(end, End::ClientGone) {
