@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::StoreError;
 
 /// How long a connection may take to be given back.
-const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection of a pool. Unless its statement ended well it is closed, and not handed to the
 /// next: after an error, or when the caller was cancelled, the statement may still be under way.

@@ -38,6 +38,7 @@ pub use super::phases::{PhaseError, SavedError};
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
 pub use phases::Phases;
+use transaction::Transactions;
 pub use transaction::Tx;
 pub(crate) use types::PgUuid;
 
@@ -66,8 +67,8 @@ pub(crate) use types::PgUuid;
 #[derive(Debug, Clone)]
 pub struct PgStore {
     pool: PgPool,
-    /// Where transactions of handlers run, which may take long.
-    transactions: PgPool,
+    /// Those of handlers, which may take long.
+    transactions: Transactions,
     /// How a transaction begins behind PgBouncer, where each statement needs one.
     pooled_begin: Option<SqlStr>,
     /// How long an answer may take.
@@ -205,6 +206,7 @@ impl PgStoreBuilder {
         } else {
             (connection::own_pool(&self), transaction::own_pool(&self))
         };
+        let transactions = Transactions::new(transactions, self.share_pool, patience);
         PgStore {
             pool,
             transactions,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{Executor, PgConnection, Postgres, Row as _, Transaction};
 
 use super::PgStore;
 use super::held::identity;
@@ -87,14 +87,10 @@ impl PhasedStore for PgStore {
         claim: &Claim,
         limit: Duration,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let pool = self.transactions.clone();
         let pgbouncer = self.pooled_begin.is_some();
         let settings = settings(&claim.identity, claim.token, limit, pgbouncer);
-        let begin = AssertSqlSafe(format!("{settings}; begin"));
-        // In a task of its own, for the same reason as in `begin`.
-        let begun = tokio::spawn(async move { pool.begin_with(begin).await });
-        let begun = begun.await.map_err(StoreError::unavailable)?;
-        begun.map_err(lent::error)
+        let begun = self.transactions.begin(format!("{settings}; begin"));
+        begun.await.map_err(lent::error)
     }
 
     async fn save_phase(

@@ -1,17 +1,22 @@
 use std::borrow::Cow;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
 use sqlx::{
-    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, Postgres, Row as _, Transaction,
+    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
+    Transaction,
 };
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::types::PgUuid;
 use super::{PgStore, PgStoreBuilder};
 use crate::identity::Identity;
-use crate::store::lent;
+use crate::store::lent::{self, RETURN_TIMEOUT};
 use crate::store::protocol::{Records, State};
 use crate::store::sql::time;
 use crate::store::transaction::{Begun, CommitError, Entry, TransactionalStore, Verdict, Writes};
@@ -91,8 +96,77 @@ begin
 end
 $$;";
 
-/// A connection that is not out of its transaction by now is of no more use.
-pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
+/// Opens transactions for handlers.
+#[derive(Debug, Clone)]
+pub(super) struct Transactions {
+    pool: Arc<Mutex<PgPool>>,
+    /// Whether it is the application's.
+    is_shared: bool,
+    /// How long one may take to begin.
+    patience: Duration,
+}
+
+impl Transactions {
+    pub(super) fn new(pool: PgPool, is_shared: bool, patience: Duration) -> Self {
+        Self {
+            pool: Arc::new(Mutex::new(pool)),
+            is_shared,
+            patience,
+        }
+    }
+
+    /// In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled
+    /// (https://github.com/launchbadge/sqlx/issues/4385).
+    pub(super) async fn begin(
+        &self,
+        begin: String,
+    ) -> Result<Transaction<'static, Postgres>, Error> {
+        let transactions = self.clone();
+        let begun = tokio::spawn(async move {
+            let pool = transactions.pool().clone();
+            let mut begun = pin!(pool.begin_with(AssertSqlSafe(begin)));
+            if let Ok(begun) = timeout(transactions.patience, &mut begun).await {
+                return begun;
+            }
+            transactions.replace(&pool);
+            begun.await
+        });
+        begun
+            .await
+            .unwrap_or_else(|error| Err(Error::Io(io::Error::other(error))))
+    }
+
+    pub(super) async fn close(&self) {
+        let pool = self.pool().clone();
+        pool.close().await;
+    }
+
+    fn pool(&self) -> MutexGuard<'_, PgPool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that has fallen silent keeps its place in the pool until the kernel gives it up, a
+    /// quarter of an hour later, and most likely it is not alone: the next transactions begin in a new
+    /// pool, and those that are open end in the old one.
+    fn replace(&self, silent: &PgPool) {
+        if self.is_shared {
+            return;
+        }
+        let mut pool = self.pool();
+        // Another transaction has noticed it before, or the store is closed.
+        if silent.is_closed() {
+            return;
+        }
+        tracing::warn!("connections have fallen silent; transactions go on over new ones");
+        // It is closed from here on; waiting for its connections is of no use.
+        drop(silent.close());
+        let server = silent.connect_options().as_ref().clone();
+        *pool = silent.options().clone().connect_lazy_with(server);
+    }
+}
+
+/// A connection that is not out of its transaction by now is of no more use, nor is a silent one.
+pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     let mut server = settings.pool.connect_options().as_ref().clone();
     if settings.pgbouncer {
         server = server.statement_cache_capacity(0);
@@ -111,8 +185,15 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> sqlx::PgPool {
             })
         })
         .after_release(|connection, _| {
-            let is_clean = !connection.is_in_transaction();
-            Box::pin(async move { Ok(is_clean) })
+            Box::pin(async move {
+                if connection.is_in_transaction() {
+                    return Ok(false);
+                }
+                // sqlx asks, too, and would wait for ever.
+                let answered = timeout(RETURN_TIMEOUT, connection.ping()).await;
+                answered.unwrap_or_else(|late| Err(Error::Io(late.into())))?;
+                Ok(true)
+            })
         })
         .connect_lazy_with(server.application_name("tower-idempotency"))
 }
@@ -173,12 +254,8 @@ impl TransactionalStore for PgStore {
         request: &ClaimRequest,
         limit: Duration,
     ) -> Result<Begun<Self::Transaction>, StoreError> {
-        let pool = self.transactions.clone();
-        let begin = AssertSqlSafe(begin(request, limit, self.pooled_begin.is_some()));
-        // In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled
-        // (https://github.com/launchbadge/sqlx/issues/4385).
-        let begun = tokio::spawn(async move { pool.begin_with(begin).await });
-        match begun.await.map_err(StoreError::unavailable)? {
+        let begin = begin(request, limit, self.pooled_begin.is_some());
+        match self.transactions.begin(begin).await {
             Ok(transaction) => Ok(Begun::Open(transaction)),
             Err(error) => match code(&error).as_deref() {
                 Some(LOCKED) => Ok(Begun::Locked),

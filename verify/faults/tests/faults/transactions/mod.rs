@@ -4,6 +4,7 @@ mod cost;
 mod crashes;
 mod kills;
 mod pools;
+mod silent;
 mod vanished;
 mod wire;
 
