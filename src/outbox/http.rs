@@ -1,5 +1,5 @@
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -10,6 +10,7 @@ use hyper_util::rt::TokioExecutor;
 
 use super::publisher::{Outgoing, PublishError, Publisher};
 use crate::error::ConfigError;
+use crate::retry_after;
 
 /// Reading the rest of a short answer is what lets its connection be used again.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -22,7 +23,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// means that the receiver has the message. 400, 413, 415 and 422 say that it can never take it. A
 /// connection that is refused, 429 and 503 say that the receiver takes nothing at present: the relay
 /// pauses, and no attempt is counted. Everything else, a receiver that is too slow as well, counts as
-/// an attempt; so answer 500, not 503, to what only this message may cause. `Retry-After` is not read.
+/// an attempt; so answer 500, not 503, to what only this message may cause. Where the receiver says when
+/// to come again ([`Retry-After`](crate::retry_after)), the relay waits for it.
 ///
 /// The relay hangs up after half its lease (15 s), and a server may drop a handler whose client has
 /// hung up: take messages in, in a task of its own, as `examples/payments/consumer.rs` does. The
@@ -102,19 +104,22 @@ impl Publisher for HttpPublisher {
         let rest = Limited::new(body, MAX_ANSWER).collect();
         drop(tokio::time::timeout(ANSWER_TIMEOUT, rest).await);
         let status = parts.status;
-        match status {
-            _ if status.is_success() => Ok(()),
+        let failed = match status {
+            _ if status.is_success() => return Ok(()),
             StatusCode::BAD_REQUEST
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::UNSUPPORTED_MEDIA_TYPE
-            | StatusCode::UNPROCESSABLE_ENTITY => {
-                Err(PublishError::permanent(format!("answered {status}")))
-            }
+            | StatusCode::UNPROCESSABLE_ENTITY => PublishError::permanent,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                Err(PublishError::unavailable(format!("answered {status}")))
+                PublishError::unavailable
             }
-            _ => Err(PublishError::retryable(format!("answered {status}"))),
-        }
+            _ => PublishError::retryable,
+        };
+        let error = failed(format!("answered {status}"));
+        Err(match retry_after(&parts.headers, SystemTime::now()) {
+            Some(pause) => error.with_retry_after(pause),
+            None => error,
+        })
     }
 }
 

@@ -3,6 +3,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::message::MessageId;
 use crate::identity::RecordId;
@@ -136,6 +137,7 @@ impl fmt::Debug for Outgoing {
 pub struct PublishError {
     kind: PublishErrorKind,
     source: Box<dyn Error + Send + Sync>,
+    retry_after: Option<Duration>,
 }
 
 /// What becomes of a message that was not published.
@@ -168,14 +170,31 @@ impl PublishError {
     }
 
     fn new(kind: PublishErrorKind, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        let source = source.into();
-        Self { kind, source }
+        Self {
+            kind,
+            source: source.into(),
+            retry_after: None,
+        }
+    }
+
+    /// How long the receiver asks to be left alone, as [`retry_after`](crate::retry_after) reads it. The
+    /// relay pauses for that long, if its own pause is shorter, but not for longer than its
+    /// [longest](super::Relay::with_backoff).
+    #[must_use]
+    pub fn with_retry_after(mut self, pause: Duration) -> Self {
+        self.retry_after = Some(pause);
+        self
     }
 
     /// What becomes of the message.
     #[must_use]
     pub fn kind(&self) -> PublishErrorKind {
         self.kind
+    }
+
+    /// What the receiver asks for, or nothing.
+    pub(super) fn retry_after(&self) -> Duration {
+        self.retry_after.unwrap_or_default()
     }
 
     /// The causes in one line, no longer than a column of them should be.

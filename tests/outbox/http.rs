@@ -1,11 +1,13 @@
 //! Publishing by POST, over real sockets.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse as _;
 use axum::routing::post;
 use tokio::net::TcpListener;
 use tower_idempotency::outbox::HttpPublisher;
@@ -152,6 +154,55 @@ async fn g08_a_receiver_that_takes_nothing_at_present_costs_no_attempts() {
     assert_eq!((relay.stats().unavailable, relay.stats().dead), (2, 0));
     assert!(relay.shutdown(GRACE).await);
     assert_eq!(receiver.bodies(), ["1", "1", "1"]);
+}
+
+/// Answers the first request with 503 and `Retry-After`; when each request came.
+async fn busy_for(seconds: u64) -> (HttpPublisher, Arc<Mutex<Vec<Instant>>>) {
+    let came = Arc::<Mutex<Vec<_>>>::default();
+    let taking = came.clone();
+    let take = async move || {
+        let mut came = taking.lock().unwrap();
+        came.push(Instant::now());
+        if came.len() > 1 {
+            return StatusCode::OK.into_response();
+        }
+        let headers = [(RETRY_AFTER, seconds.to_string())];
+        (StatusCode::SERVICE_UNAVAILABLE, headers).into_response()
+    };
+    let publisher = serve(Router::new().route("/intake", post(take))).await;
+    (publisher, came)
+}
+
+#[tokio::test]
+async fn g08_a_receiver_is_left_alone_for_as_long_as_it_asks() {
+    let fixture = Fixture::new().await;
+    let (publisher, came) = busy_for(2).await;
+    fixture.commit(message("a", 1)).await;
+    let relay = fixture.relay(publisher);
+    let longest = Duration::from_secs(60);
+    let relay = relay.with_backoff(Duration::from_millis(1), longest);
+    let relay = relay.unwrap().spawn();
+    until("it was tried", async || relay.stats().unavailable == 1).await;
+    fired("receiver busy");
+    // Of another partition, which is not sent meanwhile either.
+    fixture.commit(message("b", 2)).await;
+    fixture.drained().await;
+    assert!(relay.shutdown(GRACE).await);
+    let came = came.lock().unwrap();
+    assert_eq!(came.len(), 3);
+    assert!(came[1] - came[0] >= Duration::from_secs(2), "{came:?}");
+}
+
+#[tokio::test]
+async fn g08_a_receiver_is_left_alone_for_no_longer_than_the_longest_pause() {
+    let fixture = Fixture::new().await;
+    let (publisher, came) = busy_for(24 * 3600).await;
+    fixture.commit(message("a", 1)).await;
+    let relay = fixture.relay(publisher).spawn();
+    fixture.drained().await;
+    fired("receiver busy");
+    assert!(relay.shutdown(GRACE).await);
+    assert_eq!(came.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]

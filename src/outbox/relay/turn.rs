@@ -16,8 +16,8 @@ pub(super) enum Turn {
     Over,
     /// Others get their turn, and there may be more.
     More,
-    /// The receiver cannot be reached.
-    Unavailable,
+    /// The receiver cannot be reached, and asks to be left alone for this long.
+    Unavailable(Duration),
 }
 
 impl<P: Publisher> Worker<P> {
@@ -92,7 +92,10 @@ impl<P: Publisher> Worker<P> {
     async fn failed(&self, claimed: &Claimed, error: PublishError) -> Turn {
         let is_last = claimed.message.attempt() >= self.settings.max_attempts;
         let (written, turn) = match error.kind() {
-            PublishErrorKind::Unavailable => (self.pause(claimed, &error).await, Turn::Unavailable),
+            PublishErrorKind::Unavailable => {
+                let turn = Turn::Unavailable(self.asked_for(&error));
+                (self.pause(claimed, &error).await, turn)
+            }
             PublishErrorKind::Retryable if !is_last => {
                 (self.pause(claimed, &error).await, Turn::Over)
             }
@@ -112,7 +115,7 @@ impl<P: Publisher> Worker<P> {
         let (attempt, counters) = (message.attempt(), &self.signals.counters);
         tracing::warn!(message = %message.id(), topic = message.topic(), attempt, error = text, "message is not published");
         let counts = error.kind() == PublishErrorKind::Retryable;
-        let pause = full_jitter(self.settings.backoff, attempt);
+        let pause = full_jitter(self.settings.backoff, attempt).max(self.asked_for(error));
         let given_back = self.queue.pause(claimed, &text, pause, counts).await?;
         if counts {
             counters.failed.add(u64::from(given_back));
@@ -120,6 +123,11 @@ impl<P: Publisher> Worker<P> {
             counters.unavailable.add(u64::from(given_back));
         }
         Ok(given_back)
+    }
+
+    /// What the receiver asks for, within reason.
+    fn asked_for(&self, error: &PublishError) -> Duration {
+        error.retry_after().min(self.settings.backoff.1)
     }
 
     async fn die(&self, claimed: &Claimed, error: &PublishError) -> Result<bool, OutboxError> {

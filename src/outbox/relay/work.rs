@@ -171,13 +171,14 @@ impl Pace {
                 self.outage = None;
                 self.next = Instant::now();
             }
-            Ok(Turn::Unavailable) => {
+            Ok(Turn::Unavailable(asked_for)) => {
                 // Those that were under way together are one reason to pause, not many.
                 let is_news = self.outage.is_none() || self.next <= Instant::now();
                 let outage = self.outage.get_or_insert_with(backoff);
                 if is_news {
                     self.next = Instant::now() + outage.next_pause();
                 }
+                self.next = self.next.max(Instant::now() + asked_for);
             }
             Err(error) => {
                 let cause: &dyn Error = &error;
