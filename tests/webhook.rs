@@ -23,6 +23,8 @@ mod site;
 #[path = "webhook/sender.rs"]
 mod sender;
 
+#[path = "webhook/cancelled.rs"]
+mod cancelled;
 #[path = "webhook/flips.rs"]
 mod flips;
 #[path = "webhook/headers.rs"]

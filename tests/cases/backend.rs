@@ -141,7 +141,7 @@ impl Drop for Sqlite {
 
 pub struct Postgres {
     store: PgStore,
-    pool: PgPool,
+    pub pool: PgPool,
     _database: TestDatabase,
 }
 

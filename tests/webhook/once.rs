@@ -24,7 +24,7 @@ fn policy() -> Policy {
         .with_fingerprint(WebhookEvent::fingerprint())
 }
 
-fn once(backend: &Postgres) -> IdempotencyLayer<PgStore> {
+pub fn once(backend: &Postgres) -> IdempotencyLayer<PgStore> {
     IdempotencyLayer::new(backend.store(), WebhookEvent::scope())
         .with_policy(policy())
         .unwrap()

@@ -25,7 +25,7 @@ pub const ROWS: &[Row] = &[
     row("B05", "disconnect during COMMIT", "the proxy delays COMMIT reply", "commit completes or resolver decides; I-2,4"),
     row("B06", "TimeoutLayer outside / inside our layer", "slow handler", "documented status; no orphan; I-5"),
     row("B07", "reply lost after server wrote it", "a proxy between client and app drops", "retry → replay + `Idempotent-Replayed: true`; I-3"),
-    row("B08", "cancel at every await point", "poll handler N times then drop, N=1..∞", "I-1,5,11 for every N").tested_by(&["faults", "transactions", "postgres"]),
+    row("B08", "cancel at every await point", "poll handler N times then drop, N=1..∞", "I-1,5,11 for every N").tested_by(&["faults", "transactions", "webhook", "postgres"]),
     row("B09", "pipelined bytes hide the disconnect", "send 2nd request, close", "handler completes, reply stored; I-4"),
     // C. Concurrency and fencing
     row("C01", "200 concurrent duplicates, one node", "barrier", "1 execution, 199 replay/409; I-1,3").repeated(2, 50, "rounds"),
