@@ -214,15 +214,51 @@ async fn a_write_after_a_cancelled_savepoint_is_never_committed_alone() {
     assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
 }
 
-type Other = Arc<tokio::sync::Mutex<Option<Site>>>;
+/// Another node cannot enter while this one runs, so a leased one of an earlier deploy does.
+#[derive(Clone)]
+struct Other(Arc<tokio::sync::Mutex<Site>>);
+
+impl Other {
+    async fn start(bank: &Bank, policy: Policy) -> Self {
+        let scope = Scope::header("x-tenant").unwrap();
+        let leased = IdempotencyLayer::new(bank.store(), scope);
+        let leased = leased.with_policy(policy).unwrap();
+        let routes = Router::new().route("/x", Runs::free().handler().layer(leased));
+        Self(Arc::new(tokio::sync::Mutex::new(Site::start(routes).await)))
+    }
+
+    async fn answers(&self) {
+        let answer = self.0.lock().await.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 201);
+    }
+}
+
+async fn overtaken(State(other): State<Other>, mut tx: Tx) -> StatusCode {
+    let insert = "insert into ledger (note) values ('tea')";
+    sqlx::raw_sql(insert).execute(&mut *tx).await.unwrap();
+    other.answers().await;
+    StatusCode::ACCEPTED
+}
+
+#[tokio::test]
+async fn a_transaction_whose_operation_got_a_record_from_elsewhere_is_rolled_back() {
+    let bank = Bank::start().await;
+    let policy = policy().with_operation("x");
+    let other = Other::start(&bank, policy.clone()).await;
+    let layer = bank.layer().with_policy(policy).unwrap();
+    let routes = Router::new().route("/x", post(overtaken)).layer(layer);
+    let site = Site::start(routes.with_state(other)).await;
+    for _ in 0..2 {
+        let answer = site.send(Sent::post("/x").key("a")).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        assert!(answer.is_replay());
+    }
+    assert_eq!((bank.ledger().await, bank.records().await), (0, 1));
+}
 
 async fn beaten(State((runs, other)): State<(Runs, Other)>, _tx: Tx) -> Response {
     if runs.run().await == 1 {
-        // Another node cannot enter while this one runs, so a leased one of an earlier deploy does.
-        let other = other.lock().await;
-        let site = other.as_ref().unwrap();
-        let answer = site.send(Sent::post("/x").key("a")).await;
-        assert_eq!(answer.status, 201);
+        other.answers().await;
         return Outcome::Conflict.into_response();
     }
     StatusCode::CREATED.into_response()
@@ -232,12 +268,7 @@ async fn beaten(State((runs, other)): State<(Runs, Other)>, _tx: Tx) -> Response
 async fn a_rerun_that_is_answered_by_another_node_is_counted_once() {
     let bank = Bank::start().await;
     let policy = policy().with_operation("x").with_reruns(1);
-    let leased = IdempotencyLayer::new(bank.store(), Scope::header("x-tenant").unwrap())
-        .with_policy(policy.clone())
-        .unwrap();
-    let elsewhere = Runs::free();
-    let elsewhere = Router::new().route("/x", elsewhere.handler().layer(leased));
-    let other: Other = Arc::new(tokio::sync::Mutex::new(Some(Site::start(elsewhere).await)));
+    let other = Other::start(&bank, policy.clone()).await;
     let runs = Runs::free();
     let layer = bank.layer().with_policy(policy).unwrap();
     let routes = Router::new()
