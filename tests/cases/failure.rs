@@ -2,13 +2,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::MethodRouter;
 use bytes::Bytes;
-use tower_idempotency::{IdempotencyLayer, Outcome, Policy, Risk};
+use tower_idempotency::{Envelope, IdempotencyLayer, Outcome, Policy, Risk};
 
 use crate::backend::{Backend, Corruptible};
+use crate::common::fired::fired;
 use crate::flaky::Fault;
 use crate::site::{Runs, Sent, Site, critical, eventually, every_method, policy};
 
@@ -34,7 +35,10 @@ on_every_store!(
     x11_shutdown_waits_for_handlers_whose_clients_are_gone,
 );
 
-on_every_database!(x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run);
+on_every_database!(
+    x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run,
+    f12_a_stored_header_that_would_write_another_is_never_replayed,
+);
 
 fn layer<B: Backend>(backend: &B, policy: Policy) -> IdempotencyLayer<B::Store> {
     backend
@@ -385,6 +389,63 @@ async fn x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run(backend: im
             .await
             .assert_problem(500, "record-unreadable");
     }
+    assert_eq!(runs.count(), 1);
+}
+
+/// With a good checksum: somebody has written into the database. A handler cannot say such a thing, since
+/// [`HeaderValue`] does not take it.
+async fn f12_a_stored_header_that_would_write_another_is_never_replayed(backend: impl Corruptible) {
+    let runs = Runs::free();
+    let site = Site::orders(&backend.layer(), runs.handler()).await;
+    site.order("a").await.assert_run(1);
+    let mut answer = axum::http::Response::new(Bytes::from_static(b"forged"));
+    let (name, value) = ("x-invoice-number", "0000000000000000000");
+    let good = HeaderValue::from_static(value);
+    answer.headers_mut().insert(name, good);
+    let envelope = Envelope::new(answer).encode();
+    let forged = |from: &str, to: &str| {
+        let (mut bytes, _) = envelope.split_last_chunk::<4>().unwrap();
+        let at = bytes.windows(from.len()).position(|b| b == from.as_bytes());
+        let at = at.unwrap();
+        let mut out = bytes[..at].to_vec();
+        out.extend(to.as_bytes());
+        bytes = &bytes[at + from.len()..];
+        out.extend(bytes);
+        out.extend(crc32fast::hash(&out).to_be_bytes());
+        out
+    };
+    for hostile in [
+        "1\r\nset-cookie: a=bc",
+        "1\nset-cookie: a=bcd",
+        "1\rset-cookie: a=bcd",
+        "1\r\n\r\n<script></scri",
+        "1\0set-cookie: a=bcd",
+    ] {
+        assert_eq!(hostile.len(), value.len(), "{hostile:?}");
+        assert!(HeaderValue::from_str(hostile).is_err());
+        backend.set_answers(forged(value, hostile)).await;
+        fired("hostile header");
+        let answer = site.order("a").await;
+        answer.assert_problem(500, "record-unreadable");
+        assert!(!answer.headers.contains_key("set-cookie"));
+    }
+    for hostile in [
+        "x-invoice: 1\r\nx-",
+        "x invoice number",
+        "x-invoice-numbe\0",
+    ] {
+        assert_eq!(hostile.len(), name.len(), "{hostile:?}");
+        backend.set_answers(forged(name, hostile)).await;
+        fired("hostile header");
+        site.order("a")
+            .await
+            .assert_problem(500, "record-unreadable");
+    }
+    // What was not tampered with is replayed: the forgery itself is well made.
+    backend.set_answers(forged(value, value)).await;
+    let answer = site.order("a").await;
+    assert_eq!((answer.status.as_u16(), answer.is_replay()), (200, true));
+    assert_eq!(answer.headers[name], value);
     assert_eq!(runs.count(), 1);
 }
 

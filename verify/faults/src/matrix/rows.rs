@@ -85,7 +85,7 @@ pub const ROWS: &[Row] = &[
     row("F09", "4xx/5xx/429/503 policy matrix", "handler", "stored or released exactly per table").tested_by(&["cases:x3_", "cases:x4_"]),
     row("F10", "stored row corrupted / unknown codec version", "UPDATE", "500 + alert, never executes silently").tested_by(&["cases:x9_"]),
     row("F11", "compressed body, charset, Expect: 100-continue", "client", "same fingerprint rule").tested_by(&["cases:r6_"]),
-    row("F12", "malicious bytes in stored headers (CRLF)", "handler", "rejected at store time").not_yet("no test of its own yet"),
+    row("F12", "malicious bytes in stored headers (CRLF)", "UPDATE, with a good checksum", "rejected by the type in a handler, and when it is read: 500, never replayed").tested_by(&["cases"]),
     // G. Outbox
     row("G01", "rollback after enqueue", "handler Err", "0 published; I-9").tested_by(&["outbox"]),
     row("G02", "relay crash after publish before mark", "failpoint", "republished same id; I-9").tested_by(&["faults", "outbox"]),
