@@ -144,7 +144,7 @@ impl<S: Store> Exchange<S> {
         let result = self.guarded(claim).await;
         *unheard |= sent > 1;
         let is_unknown = |error: &StoreError| error.kind() == StoreErrorKind::Unavailable;
-        if result.as_ref().is_err_and(is_unknown) {
+        if sent > 0 && result.as_ref().is_err_and(is_unknown) {
             self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
         }
         result

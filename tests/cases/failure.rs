@@ -30,6 +30,7 @@ on_every_store!(
     x7_an_open_route_refuses_what_this_process_runs_already,
     x8_a_store_that_never_answers_is_given_up_in_time,
     x8_after_failures_in_a_row_nobody_waits_and_a_probe_recovers,
+    x8_what_was_never_sent_is_not_withdrawn,
     x11_a_handler_that_never_returns_is_ended_by_risk_class,
     x11_shutdown_returns_and_reports_what_it_left,
     x11_shutdown_waits_for_handlers_whose_clients_are_gone,
@@ -390,6 +391,27 @@ async fn x9_a_record_that_cannot_be_read_is_neither_replayed_nor_run(backend: im
             .assert_problem(500, "record-unreadable");
     }
     assert_eq!(runs.count(), 1);
+}
+
+/// An outage would else leave a task for each request that was refused meanwhile.
+async fn x8_what_was_never_sent_is_not_withdrawn(backend: impl Backend) {
+    let (store, layer) = backend.flaky(policy());
+    let layer = layer.with_breaker(1).unwrap();
+    let site = Site::orders(&layer, Runs::free().handler()).await;
+    store.claims(Fault::Hang);
+    for n in 0..50 {
+        let refused = site.order(&format!("key-{n}")).await;
+        refused.assert_problem(503, "store-unavailable");
+    }
+    let sent = store.fired();
+    assert!(sent < 25, "the breaker lets {sent} of 50 through");
+    eventually("what was sent is withdrawn", async || {
+        store.calls() >= 2 * sent
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Each that was sent is withdrawn at once, and once more.
+    assert!(store.calls() <= 3 * sent, "{} for {sent}", store.calls());
 }
 
 /// With a good checksum: somebody has written into the database. A handler cannot say such a thing, since
