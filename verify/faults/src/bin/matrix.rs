@@ -17,11 +17,20 @@ const PAGE: &str = "docs/faults.md";
 
 fn main() -> ExitCode {
     let (mut is_full, mut is_fresh, mut asked) = (false, false, Vec::new());
-    for argument in std::env::args().skip(1) {
+    let mut at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--full" => is_full = true,
             "--fresh" => is_fresh = true,
             "--docs" => return write_page(),
+            "--jobs" => match arguments.next().and_then(|jobs| jobs.parse().ok()) {
+                Some(jobs) if jobs > 0 => at_once = jobs,
+                _ => {
+                    eprintln!("--jobs takes a number from 1 on");
+                    return ExitCode::from(2);
+                }
+            },
             _ => asked.push(argument),
         }
     }
@@ -43,10 +52,10 @@ fn main() -> ExitCode {
         eprintln!("no such row or group: {}", asked.join(" "));
         return ExitCode::from(2);
     }
-    run(&rows, is_full, is_fresh)
+    run(&rows, is_full, is_fresh, at_once)
 }
 
-fn run(rows: &[&Row], is_full: bool, is_fresh: bool) -> ExitCode {
+fn run(rows: &[&Row], is_full: bool, is_fresh: bool, at_once: usize) -> ExitCode {
     let place = PathBuf::from(std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into()));
     let place = place.join("faults");
     let runner = Runner::build(rows, place.clone(), is_full).expect("the tests can be built");
@@ -84,7 +93,7 @@ fn run(rows: &[&Row], is_full: bool, is_fresh: bool) -> ExitCode {
             println!("{} not-yet {}", row.id, row.not_yet.unwrap_or("no test"));
         }
     };
-    let ran = runner.run(&to_run, fared);
+    let ran = runner.run(&to_run, at_once, fared);
     ran.expect("the tests can be started");
     if is_full && rows.len() > ROWS.len() && red == 0 {
         let lines: Vec<_> = kept.lines.values().cloned().collect();

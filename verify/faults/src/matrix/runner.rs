@@ -123,20 +123,24 @@ impl Runner {
         })
     }
 
-    /// Runs rows, several tests at a time, and says how each fared as soon as it is known.
+    /// Runs rows, so many tests at a time, and says how each fared as soon as it is known.
     ///
     /// # Errors
     ///
     /// When a test cannot be started.
-    pub fn run(&self, rows: &[&Row], mut fared: impl FnMut(&Row, Outcome)) -> io::Result<()> {
+    pub fn run(
+        &self,
+        rows: &[&Row],
+        at_once: usize,
+        mut fared: impl FnMut(&Row, Outcome),
+    ) -> io::Result<()> {
         let mut left: Vec<_> = rows.iter().map(|row| Left::of(self.jobs(row))).collect();
         let jobs = left.iter_mut().enumerate();
         let jobs = jobs.flat_map(|(row, left)| left.jobs.drain(..).map(move |job| (row, job)));
         let jobs = Mutex::new(jobs.collect::<VecDeque<_>>());
         let (done, results) = mpsc::channel();
-        let workers = thread::available_parallelism()?.get().min(4);
         thread::scope(|scope| {
-            for _ in 0..workers {
+            for _ in 0..at_once {
                 let (jobs, done) = (&jobs, done.clone());
                 scope.spawn(move || {
                     while let Some((row, job)) = next(jobs) {
