@@ -20,18 +20,20 @@ on_every_store! {
 }
 
 fn settings(database: &Database, risk: &str) -> Settings {
-    database.settings(risk).with(|s| s.lease = Some(1000))
+    database.settings(risk).with(|s| s.lease = Some(2000))
 }
 
-/// Sends a request that ends its process at a failpoint, and starts another.
+/// Sends a request that ends its process at a failpoint. Another is there already, so that the lease is
+/// not over before it can be asked.
 pub(crate) async fn crash_at(failpoint: &str, pay: &Pay, settings: &Settings) -> Subject {
     let subject = SUBJECT.start(settings).await;
+    let next = SUBJECT.start(settings).await;
     subject.arm(failpoint, "abort").await;
     let error = pay.send(subject.port).await.unwrap_err();
     let kinds = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
     assert!(kinds.contains(&error.kind()), "{error}");
     subject.aborted_at(failpoint).await;
-    SUBJECT.start(settings).await
+    next
 }
 
 /// In progress until the lease is over, and then something else.
