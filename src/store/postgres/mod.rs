@@ -144,7 +144,10 @@ impl PgStoreBuilder {
     }
 
     /// The most transactions of handlers that are open at once, each on a connection of its own;
-    /// only transactional routes and [phases](Phases) open any. Default: 10.
+    /// only transactional routes and [phases](Phases) open any. Default: 10. Where nothing is heard of a
+    /// connection for as long as
+    /// [`with_statement_timeout`](Self::with_statement_timeout) says, the transactions after it get new
+    /// ones, while the silent ones last until the operating system gives them up.
     ///
     /// # Errors
     ///

@@ -38,13 +38,17 @@ async fn c02_200_waiting_duplicates_on_four_processes_get_equal_answers(database
     get_equal_answers(database, 4).await;
 }
 
+/// Processes that wait for their store on a busy machine, too, where two hundred are before it.
+async fn patient(database: &Database, processes: usize, wait: Option<u64>) -> Vec<Subject> {
+    let settings = database.settings("high").with(|s| {
+        s.store_timeout = Some(20_000);
+        s.wait = wait;
+    });
+    warm::<16>(SUBJECT.start_all(processes, &settings).await).await
+}
+
 async fn execute_once(database: Database, processes: usize) {
-    let subjects = warm::<16>(
-        SUBJECT
-            .start_all(processes, &database.settings("high"))
-            .await,
-    )
-    .await;
+    let subjects = patient(&database, processes, None).await;
     let began = Instant::now();
     let mut kinds = BTreeMap::new();
     for round in 0..size("C01") {
@@ -70,8 +74,7 @@ async fn execute_once(database: Database, processes: usize) {
 }
 
 async fn get_equal_answers(database: Database, processes: usize) {
-    let settings = database.settings("high").with(|s| s.wait = Some(20_000));
-    let subjects = warm::<16>(SUBJECT.start_all(processes, &settings).await).await;
+    let subjects = patient(&database, processes, Some(20_000)).await;
     let began = Instant::now();
     for _ in 0..size("C01") {
         let pay = Pay::new("delay=40");
@@ -88,7 +91,7 @@ async fn get_equal_answers(database: Database, processes: usize) {
 async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_are_refused(
     database: Database,
 ) {
-    let subjects = warm::<16>(SUBJECT.start_all(2, &database.settings("high")).await).await;
+    let subjects = patient(&database, 2, None).await;
     for _ in 0..size("C01") {
         let pay = Pay::new("delay=20");
         let bodies = (0..DUPLICATES).map(|n| pay.with_body(&format!(r#"{{"amount":{n}}}"#)));
