@@ -144,11 +144,28 @@ impl Database {
     ///
     /// When they are not.
     pub async fn effects(&self, key: &str) -> usize {
-        let runs = self.runs(key).await.len();
-        let recorded = self.state(key).await.is_some();
-        assert_eq!(runs > 0, recorded, "{runs} effects, on record: {recorded}");
+        // In one statement: a process that was killed may leave a commit under way.
+        const POSTGRES: &str = "
+            select (select count(*) from ledger where key = $1),
+                exists (select from idempotency.record where key = $1)";
+        const SQLITE: &str = "
+            select (select count(*) from ledger where key = $1),
+                exists (select 1 from idempotency_record where key = $1)";
+        let counted = match &self.ledger {
+            Ledger::Postgres(pool) => {
+                let query = sqlx::query_as(POSTGRES).bind(key);
+                query.fetch_one(pool).await
+            }
+            Ledger::Sqlite(pool) => sqlx::query_as(SQLITE).bind(key).fetch_one(pool).await,
+        };
+        let (effects, recorded): (i64, bool) = counted.expect("both can be read");
+        assert_eq!(
+            effects > 0,
+            recorded,
+            "{effects} effects, on record: {recorded}"
+        );
         assert_eq!(self.unpaired().await, 0, "effects without their record");
-        runs
+        usize::try_from(effects).expect("a count")
     }
 
     /// Effects and records that are not of one transaction, of all keys.
@@ -163,10 +180,12 @@ impl Database {
                 on record.scope = effect.scope and record.key = effect.key
             where effect.id is distinct from record.id
                 or pg_xact_status(effect.xid::xid8) is distinct from 'committed'";
+        // Sorted, where a full join would compare each with each.
         const SQLITE: &str = "
-            select count(*) from ledger full join idempotency_record as record
-                on record.scope = ledger.scope and record.key = ledger.key
-            where ledger.key is null or record.key is null";
+            with effect as (select scope, key from ledger),
+                record as (select scope, key from idempotency_record)
+            select (select count(*) from (select * from effect except select * from record))
+                + (select count(*) from (select * from record except select * from effect))";
         let unpaired = match &self.ledger {
             Ledger::Postgres(pool) => sqlx::query_scalar(POSTGRES).fetch_one(pool).await,
             Ledger::Sqlite(pool) => sqlx::query_scalar(SQLITE).fetch_one(pool).await,
