@@ -61,6 +61,8 @@ pub struct Row {
     pub size: (u64, u64, &'static str),
     /// Where its tests are: `target`, for those that begin with its id, or `target:prefix`.
     pub tests: &'static [&'static str],
+    /// Whether each of its tests fills a disk: they begin first, and run one after another.
+    pub is_heavy: bool,
     /// Why there is no test.
     pub not_yet: Option<&'static str>,
 }
@@ -78,6 +80,7 @@ const fn row(
         holds,
         size: (1, 3, RUNS),
         tests: &["faults"],
+        is_heavy: false,
         not_yet: None,
     }
 }
@@ -98,6 +101,13 @@ impl Row {
 
     const fn tested_by(self, tests: &'static [&'static str]) -> Self {
         Self { tests, ..self }
+    }
+
+    const fn heavy(self) -> Self {
+        Self {
+            is_heavy: true,
+            ..self
+        }
     }
 
     const fn not_yet(self, why: &'static str) -> Self {

@@ -71,7 +71,7 @@ pub const ROWS: &[Row] = &[
     row("E03", "sweeper vs in-progress/ambiguous keys", "10 sweepers", "never deletes a live lease; I-1"),
     row("E04", "app clock ±1 h", "libfaketime", "decisions unchanged (DB clock); I-6"),
     row("E05", "DB clock jumps back/forward", "faketime on PG", "no early takeover beyond documented bound; I-6"),
-    row("E06", "10 M rows, sweep + long reader", "bulk load", "bounded batches, claim p99 within budget; I-11").repeated(50_000, 10_000_000, "records"),
+    row("E06", "10 M rows, sweep + long reader", "bulk load", "bounded batches, claim p99 within budget; I-11").repeated(50_000, 10_000_000, "records").heavy(),
     row("E07", "retry arrives 1 ms before / after expiry", "loop", "exactly the documented side; I-1").repeated(24, 800, "keys"),
     // F. Abuse and odd input
     row("F01", "key missing/empty/10 MB/NUL/non-ASCII/two headers/bad sf-string", "curl fuzz", "400, nothing stored (long text key ⇒ btree 8191 error ⇒ hash keys)").tested_by(&["cases:k3_", "cases:k5_", "cases:k6_", "cases:k7_"]),

@@ -135,19 +135,19 @@ impl Runner {
         mut fared: impl FnMut(&Row, Outcome),
     ) -> io::Result<()> {
         let mut left: Vec<_> = rows.iter().map(|row| Left::of(self.jobs(row))).collect();
-        let jobs = left.iter_mut().enumerate();
-        let jobs = jobs.flat_map(|(row, left)| left.jobs.drain(..).map(move |job| (row, job)));
-        let jobs = Mutex::new(jobs.collect::<VecDeque<_>>());
+        let jobs = Mutex::new(turns(rows, &mut left));
         let (done, results) = mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..at_once {
                 let (jobs, done) = (&jobs, done.clone());
                 scope.spawn(move || {
-                    while let Some((row, job)) = next(jobs) {
-                        let result = self.run_once(rows[row], &job);
-                        // Nobody listens any more after an error.
-                        if done.send((row, result)).is_err() {
-                            return;
+                    while let Some((row, turn)) = next(jobs) {
+                        for job in turn {
+                            let result = self.run_once(rows[row], &job);
+                            // Nobody listens any more after an error.
+                            if done.send((row, result)).is_err() {
+                                return;
+                            }
                         }
                     }
                 });
@@ -264,8 +264,24 @@ fn is_of_a_row(name: &str) -> bool {
     )
 }
 
-fn next<'a>(jobs: &Mutex<VecDeque<(usize, Job<'a>)>>) -> Option<(usize, Job<'a>)> {
-    jobs.lock().expect("no panic holds it").pop_front()
+/// Tests of one row that run one after another.
+type Turn<'a> = (usize, Vec<Job<'a>>);
+
+fn turns<'a>(rows: &[&Row], left: &mut [Left<'a>]) -> VecDeque<Turn<'a>> {
+    let mut turns = VecDeque::new();
+    for (index, (row, left)) in rows.iter().zip(left).enumerate() {
+        let jobs = left.jobs.drain(..);
+        if row.is_heavy {
+            turns.push_front((index, jobs.collect()));
+        } else {
+            turns.extend(jobs.map(|job| (index, vec![job])));
+        }
+    }
+    turns
+}
+
+fn next<'a>(turns: &Mutex<VecDeque<Turn<'a>>>) -> Option<Turn<'a>> {
+    turns.lock().expect("no panic holds it").pop_front()
 }
 
 /// A test program, of a line of cargo's JSON.
