@@ -10,6 +10,7 @@
 mod claim;
 mod connection;
 mod find;
+mod group;
 mod heartbeat;
 mod held;
 mod migrate;
@@ -20,6 +21,7 @@ mod transaction;
 mod types;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{PgPool, SqlStr};
@@ -37,6 +39,7 @@ use crate::identity::{Identity, RecordId};
 pub use super::phases::{PhaseError, SavedError};
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
+use group::Group;
 pub use phases::Phases;
 use transaction::Transactions;
 pub use transaction::Tx;
@@ -67,6 +70,8 @@ pub(crate) use types::PgUuid;
 #[derive(Debug, Clone)]
 pub struct PgStore {
     pool: PgPool,
+    /// `None` where each statement goes alone.
+    group: Option<Arc<Group>>,
     /// Those of handlers, which may take long.
     transactions: Transactions,
     /// How a transaction begins behind PgBouncer, where each statement needs one.
@@ -95,6 +100,7 @@ pub struct PgStoreBuilder {
     statement_timeout: Duration,
     pgbouncer: bool,
     share_pool: bool,
+    group_commit: bool,
 }
 
 /// PostgreSQL counts whole milliseconds, and takes 0 for "for ever".
@@ -112,6 +118,9 @@ impl PgStore {
     /// is [`Unavailable`](crate::StoreErrorKind::Unavailable). Dropping the store closes them, too,
     /// without waiting. A [shared pool](PgStoreBuilder::with_shared_pool) is closed for the application, too.
     pub async fn close(&self) {
+        if let Some(group) = &self.group {
+            group.close().await;
+        }
         self.pool.close().await;
         self.transactions.close().await;
     }
@@ -125,6 +134,7 @@ impl PgStore {
             statement_timeout: Duration::from_secs(5),
             pgbouncer: false,
             share_pool: false,
+            group_commit: true,
         }
     }
 }
@@ -199,9 +209,39 @@ impl PgStoreBuilder {
         self
     }
 
+    /// Whether the claims, lookups, completions and releases of concurrent requests travel together: one
+    /// statement and one commit for many, over connections of their own. Nobody waits for others to
+    /// come. There is one such connection, and up to 4 where commits take long or one is held up; they
+    /// are not part of [`with_max_connections`](Self::with_max_connections). At most 2,048 statements
+    /// are queued; whoever comes then waits for as long as a statement may take, and is
+    /// [`Unavailable`](crate::StoreErrorKind::Unavailable) afterwards. Default: `true`; never where the
+    /// [pool is shared](Self::with_shared_pool).
+    ///
+    /// ```no_run
+    /// # fn example(pool: sqlx::PgPool) {
+    /// use tower_idempotency::PgStore;
+    ///
+    /// let store = PgStore::builder(pool).with_group_commit(false).build();
+    /// # }
+    /// ```
+    pub fn with_group_commit(mut self, group_commit: bool) -> Self {
+        self.group_commit = group_commit;
+        self
+    }
+
     /// The store. Connects when first used.
     #[must_use]
     pub fn build(self) -> PgStore {
+        let writers = self.group_commit && !self.share_pool;
+        let writers = writers.then(|| connection::writers(&self));
+        let alone = self.build_alone();
+        let (patience, group) = (alone.patience, alone.clone());
+        let group = writers.map(|pool| Arc::new(Group::new(group, pool, patience)));
+        PgStore { group, ..alone }
+    }
+
+    /// Without group commit.
+    fn build_alone(self) -> PgStore {
         let pooled_begin = self.pgbouncer.then(|| connection::pooled_begin(&self));
         let patience = connection::patience(self.statement_timeout);
         let (pool, transactions) = if self.share_pool {
@@ -212,6 +252,7 @@ impl PgStoreBuilder {
         let transactions = Transactions::new(transactions, self.share_pool, patience);
         PgStore {
             pool,
+            group: None,
             transactions,
             pooled_begin,
             patience,

@@ -3,6 +3,7 @@ use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 
 use super::PgStore;
+use super::group::Complete;
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::store::{Claim, Completion, StoreError};
@@ -39,21 +40,6 @@ update idempotency.record set state = 'held', refs = coalesce($3, refs), sweep_a
 where id = $1 and token = $2 and state in ('running', 'held')";
 
 impl PgStore {
-    pub(super) async fn update_completed(
-        &self,
-        claim: &Claim,
-        completion: &Completion,
-    ) -> Result<bool, StoreError> {
-        let query = fenced(UPDATE_COMPLETED, claim)
-            .bind(completion.answer.encode())
-            .bind(completion.references.to_json());
-        self.changes_one(query).await
-    }
-
-    pub(super) async fn delete_claimed(&self, claim: &Claim) -> Result<bool, StoreError> {
-        self.changes_one(fenced(DELETE_CLAIMED, claim)).await
-    }
-
     pub(super) async fn give_up(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.changes_one(fenced(GIVE_UP, claim)).await
     }
@@ -74,6 +60,26 @@ impl PgStore {
     ) -> Result<bool, StoreError> {
         Ok(self.run(query).await?.affected == 1)
     }
+}
+
+impl Complete {
+    pub(super) fn new(claim: &Claim, completion: &Completion) -> Self {
+        Self {
+            claim: claim.clone(),
+            answer: completion.answer.encode(),
+            references: completion.references.to_json(),
+        }
+    }
+}
+
+pub(super) fn update(complete: &Complete) -> Query<'_, Postgres, PgArguments> {
+    fenced(UPDATE_COMPLETED, &complete.claim)
+        .bind(complete.answer.as_slice())
+        .bind(complete.references.as_deref())
+}
+
+pub(super) fn delete(claim: &Claim) -> Query<'static, Postgres, PgArguments> {
+    fenced(DELETE_CLAIMED, claim)
 }
 
 fn fenced(sql: &'static str, claim: &Claim) -> Query<'static, Postgres, PgArguments> {
