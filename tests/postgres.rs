@@ -14,6 +14,8 @@ mod common;
 mod cancelling;
 #[path = "postgres/damage.rs"]
 mod damage;
+#[path = "postgres/group.rs"]
+mod group;
 #[path = "postgres/locks.rs"]
 mod locks;
 #[path = "postgres/schema.rs"]
