@@ -76,6 +76,18 @@ impl Group {
     fn push<R: Request>(self: &Arc<Self>, job: Job<R>) {
         let mut state = self.lock();
         R::queue(&mut state.queues).push_back(job);
+        self.call(state);
+    }
+
+    /// A writer is held up: another one takes what is queued behind it.
+    fn help(self: &Arc<Self>) {
+        let state = self.lock();
+        if !state.queues.is_empty() {
+            self.call(state);
+        }
+    }
+
+    fn call(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let started = state.writers.call();
         drop(state);
         if let Some(started) = started {

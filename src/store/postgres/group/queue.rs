@@ -93,6 +93,13 @@ pub(super) struct Round {
 }
 
 impl Queues {
+    pub(super) fn is_empty(&self) -> bool {
+        self.completions.is_empty()
+            && self.deletions.is_empty()
+            && self.insertions.is_empty()
+            && self.selections.is_empty()
+    }
+
     /// `None` when nothing waits.
     pub(super) fn take(&mut self) -> Option<Round> {
         let round = Round {

@@ -2,6 +2,7 @@
 //! travel together. More of them write where commits take long, so that one flush of the disk does not
 //! wait for the other, and where one is held up.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -236,8 +237,20 @@ impl AtWork {
         state.writers.is_closed
     }
 
-    /// The line that it leaves, if it is of any more use.
+    /// The line that it leaves, if it is of any more use. Whoever waits behind a round that is held up is
+    /// helped by another writer.
     async fn write(&self, round: Round, line: Option<Line>) -> Option<Line> {
+        let mut written = pin!(self.send(round, line));
+        match timeout(LATE, &mut written).await {
+            Ok(line) => line,
+            Err(_held_up) => {
+                self.group.help();
+                written.await
+            }
+        }
+    }
+
+    async fn send(&self, round: Round, line: Option<Line>) -> Option<Line> {
         let group = &self.group;
         let mut line = match line {
             Some(line) => line,
