@@ -2,6 +2,7 @@
 
 mod claim;
 mod execute;
+mod follow;
 mod replay;
 mod settle;
 mod transact;
@@ -210,8 +211,10 @@ impl<S: Store> Exchange<S> {
     {
         match self.claim(&mut reply).await {
             Entry::Answer(response) => reply.send(Ok(response)),
-            Entry::Claimed(claim, sent) => self.execute(inner, request, claim, sent, reply).await,
-            Entry::Abandoned(claim, sent) => self.answer_lost(claim, sent, reply).await,
+            Entry::Claimed(grant, listed) => {
+                self.execute(inner, request, grant, listed, reply).await;
+            }
+            Entry::Abandoned(grant, listed) => self.answer_lost(grant, listed, reply).await,
             Entry::Unprotected(listed) => {
                 self.execute_unprotected(inner, request, listed, reply)
                     .await;

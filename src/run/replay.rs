@@ -10,7 +10,7 @@ use crate::store::{Completed, Existing, Store};
 
 impl<S: Store> Exchange<S> {
     /// What a duplicate is answered, counted.
-    pub(super) fn answer_existing(&self, existing: Existing) -> Response<Body> {
+    pub(super) fn answer_existing(&self, existing: &Existing) -> Response<Body> {
         match self.existing(existing) {
             Ok(replay) => {
                 self.count(Event::Replayed);
@@ -21,9 +21,9 @@ impl<S: Store> Exchange<S> {
     }
 
     /// The replay of a kept answer, or what is said in place of it.
-    pub(super) fn existing(&self, existing: Existing) -> Result<Response<Body>, Rejection> {
+    pub(super) fn existing(&self, existing: &Existing) -> Result<Response<Body>, Rejection> {
         match existing {
-            Existing::Completed(completed) => self.replay(*completed),
+            Existing::Completed(completed) => self.replay(completed),
             Existing::InProgress { .. } => Err(Rejection::new(Code::RequestInProgress)),
             Existing::Mismatch => Err(Rejection::new(Code::KeyReused)),
             Existing::Held => {
@@ -39,9 +39,9 @@ impl<S: Store> Exchange<S> {
         tracing::warn!(%id, operation, "held for a person: its outcome is unknown");
     }
 
-    fn replay(&self, completed: Completed) -> Result<Response<Body>, Rejection> {
+    fn replay(&self, completed: &Completed) -> Result<Response<Body>, Rejection> {
         let Some(body) = completed.answer.body() else {
-            let references = completed.references;
+            let references = completed.references.clone();
             return Err(Rejection::not_retained(&completed.answer, references));
         };
         let mut response = Response::new(Body::from(body.clone()));

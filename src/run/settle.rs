@@ -1,6 +1,6 @@
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use http::header::HeaderValue;
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt;
 
+use super::claim::Grant;
 use super::execute::Ended;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
@@ -17,7 +18,14 @@ use crate::headers;
 use crate::policy::{Disposition, Ending};
 use crate::rejection::{Code, Rejection};
 use crate::running::{Lease, Listed};
-use crate::store::{Claim, Completion, Store, StoreError, StoreErrorKind};
+use crate::store::{Claim, Completed, Completion, Existing, Store, StoreError, StoreErrorKind};
+
+/// An attempt whose handler has ended.
+pub(super) struct Attempt {
+    pub(super) claim: Claim,
+    pub(super) listed: Listed,
+    pub(super) lease: Arc<Lease>,
+}
 
 /// What is written, and what the client gets once it is.
 struct Settlement<E> {
@@ -32,56 +40,86 @@ enum Write {
 }
 
 impl<S: Store> Exchange<S> {
-    pub(super) fn keep(&self, claim: &Claim, sent: Instant) -> (Listed, Arc<Lease>) {
-        let core = &self.shared.core;
-        let lease = self.policy.lease;
-        core.running
-            .keep(&core.store, claim, &self.fingerprint, lease, sent)
+    pub(super) fn keep(&self, grant: &Grant, listed: &Listed) -> Arc<Lease> {
+        let (store, length) = (&self.shared.core.store, self.policy.lease);
+        listed.keep(store, &grant.claim, length, grant.leased)
     }
 
     /// Writes how the handler ended, then answers: the record comes before the first byte.
     pub(super) async fn settle<E>(
         &self,
-        claim: Claim,
-        listed: Listed,
+        attempt: Attempt,
         ended: Ended<E>,
         references: References,
         mut reply: Reply<E>,
     ) {
+        let Attempt {
+            claim,
+            listed,
+            lease,
+        } = attempt;
         let Settlement { write, answer } = self.settlement(&claim, ended, references).await;
+        let shown = Self::shown(&claim, &write);
         let mut written = std::pin::pin!(self.write(&claim, &write));
         let in_time = tokio::time::timeout(self.policy.settle_timeout, &mut written).await;
         if matches!(write, Write::Hold(_)) {
             self.warn_held();
         }
         match in_time {
-            Ok(written) => {
-                let answer = match written {
-                    Ok(()) => answer,
-                    Err(error) => Ok(self.refused(&error).await),
-                };
-                // A client that retries at once must not be told that its request is running.
-                drop(listed);
+            // A client that retries at once must not be told that its request is running: the attempt
+            // is over before the client knows.
+            Ok(Ok(())) => {
+                Self::tell(listed, &lease, shown);
                 reply.send(answer);
+            }
+            Ok(Err(error)) => {
+                let answer = self.refused(&error).await;
+                drop(listed);
+                reply.send(Ok(answer));
             }
             Err(_elapsed) => {
                 reply.send_early(self.unrecorded(&write, answer));
                 // The lease is kept and the answer in memory: a retry waits for it, and none runs.
-                if let Err(error) = written.await {
-                    self.log_refused(&error);
+                match written.await {
+                    Ok(()) => Self::tell(listed, &lease, shown),
+                    Err(error) => self.log_refused(&error),
                 }
-                drop(listed);
             }
         }
     }
 
     /// An earlier attempt was lost, and this one took over only to say so.
-    pub(super) async fn answer_lost<E>(&self, claim: Claim, sent: Instant, reply: Reply<E>) {
+    pub(super) async fn answer_lost<E>(&self, grant: Grant, listed: Listed, reply: Reply<E>) {
+        let lease = self.keep(&grant, &listed);
+        let claim = grant.claim;
         tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
-        let (listed, _lease) = self.keep(&claim, sent);
+        let attempt = Attempt {
+            claim,
+            listed,
+            lease,
+        };
         let ended = Ended::Failed(Code::AttemptLost);
-        self.settle(claim, listed, ended, References::default(), reply)
+        self.settle(attempt, ended, References::default(), reply)
             .await;
+    }
+
+    /// The record is written, and duplicates that wait are told what a lookup would find, where this
+    /// is known without one: a record whose lease was over may have been held in between.
+    fn tell(listed: Listed, lease: &Lease, shown: Option<Arc<Existing>>) {
+        match shown {
+            Some(shown) if lease.is_current() => listed.recorded(shown),
+            _ => drop(listed),
+        }
+    }
+
+    /// What a lookup will find once this is written. A later attempt without references leaves those
+    /// of an earlier one.
+    fn shown(claim: &Claim, write: &Write) -> Option<Arc<Existing>> {
+        let Write::Complete(completion) = write else {
+            return None;
+        };
+        let is_all = claim.attempt == 1 || !completion.references.as_slice().is_empty();
+        is_all.then(|| completed(completion, claim.expires_at))
     }
 
     async fn settlement<E>(
@@ -213,7 +251,7 @@ impl<S: Store> Exchange<S> {
         let store = &self.shared.core.store;
         let lookup = self.until_timeout(|| store.lookup(&self.identity, &self.fingerprint));
         let existing = lookup.await?;
-        let answer = existing.map(|existing| self.existing(existing));
+        let answer = existing.map(|existing| self.existing(&existing));
         Ok(answer.map(|answer| answer.unwrap_or_else(|rejection| self.render(rejection))))
     }
 
@@ -269,4 +307,13 @@ impl<S: Store> Exchange<S> {
             Ended::Error(error) => Err(error),
         }
     }
+}
+
+/// A record that holds this, as a duplicate will see it.
+pub(super) fn completed(completion: &Completion, expires_at: SystemTime) -> Arc<Existing> {
+    Arc::new(Existing::Completed(Box::new(Completed {
+        answer: completion.answer.clone(),
+        references: completion.references.clone(),
+        expires_at,
+    })))
 }
