@@ -161,7 +161,8 @@ impl<S: Store> Exchange<S> {
         }
     }
 
-    /// Runs the operation in a task of its own, and waits for its answer.
+    /// Runs the operation in a task of its own, and waits for its answer; what is known already needs
+    /// neither a task nor a place among those that run.
     pub(crate) async fn detach<E, D>(
         self,
         drive: impl FnOnce(Self, Reply<E>) -> D,
@@ -170,6 +171,9 @@ impl<S: Store> Exchange<S> {
         E: Send + 'static,
         D: Future<Output = ()> + Send + 'static,
     {
+        if let Some(replay) = self.cached() {
+            return Ok(replay);
+        }
         let (shared, policy) = (self.shared.clone(), self.policy.clone());
         let rejected = |code| Ok(shared.reject(&policy, Rejection::new(code)));
         let Ok(permit) = shared.permits.clone().try_acquire_owned() else {

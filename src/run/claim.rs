@@ -29,6 +29,8 @@ pub(super) enum Entry {
 /// A claim that was acquired.
 pub(super) struct Grant {
     pub(super) claim: Claim,
+    /// When the claim was sent: its record is no older.
+    pub(super) sent: Instant,
     /// When the lease was last asked for.
     pub(super) leased: Instant,
 }
@@ -56,9 +58,15 @@ impl<S: Store> Ask for Claiming<'_, S> {
             self.sent = Instant::now();
         }
         let (claimed, leased) = self.claim_in_time().await?;
+        let sent = self.sent;
+        let grant = |claim| Grant {
+            claim,
+            sent,
+            leased,
+        };
         Ok(match claimed {
-            Claimed::Acquired(claim) => Asked::Granted(Right::Claimed(Grant { claim, leased })),
-            Claimed::Abandoned(claim) => Asked::Granted(Right::Abandoned(Grant { claim, leased })),
+            Claimed::Acquired(claim) => Asked::Granted(Right::Claimed(grant(claim))),
+            Claimed::Abandoned(claim) => Asked::Granted(Right::Abandoned(grant(claim))),
             Claimed::Existing(existing) => Asked::Existing(existing),
         })
     }

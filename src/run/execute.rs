@@ -57,7 +57,7 @@ impl<S: Store> Exchange<S> {
         self.count(Event::Executed);
         let lease = self.keep(&grant, &listed);
         let standing = Standing::Lease(lease.clone());
-        let claim = grant.claim;
+        let Grant { claim, sent, .. } = grant;
         let context = IdempotencyContext::new(self.identity.clone(), claim.attempt, standing);
         self.prepare(&mut request, &context, false);
         let times = Times {
@@ -70,6 +70,7 @@ impl<S: Store> Exchange<S> {
         let ended = self.perform(inner, request, self.leased_limit()).await;
         let attempt = Attempt {
             claim,
+            sent,
             listed,
             lease,
         };

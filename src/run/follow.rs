@@ -196,8 +196,12 @@ impl<S: Store> Exchange<S> {
         reply: &mut Reply<E>,
     ) -> Option<Entered<A::Right>> {
         loop {
+            let fill = self.fill();
             let existing = match ask.ask().await {
-                Ok(Asked::Granted(right)) => return Some(Entered::Granted(right, listed)),
+                Ok(Asked::Granted(right)) => {
+                    self.shared.core.replays.load().invalidate(&self.identity);
+                    return Some(Entered::Granted(right, listed));
+                }
                 Ok(Asked::Existing(existing)) => Arc::new(existing),
                 Err(error) => {
                     listed.failed();
@@ -205,6 +209,9 @@ impl<S: Store> Exchange<S> {
                 }
             };
             waits.heard();
+            if let Some(fill) = fill {
+                fill.read(&self.fingerprint, &existing);
+            }
             let runs = matches!(*existing, Existing::InProgress { .. });
             let Some(pause) = waits.pause().filter(|_| runs) else {
                 listed.told(existing.clone());

@@ -1,6 +1,6 @@
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use super::claim::Grant;
 use super::execute::Ended;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
+use crate::cache::Fill;
 use crate::envelope::Envelope;
 use crate::extract::References;
 use crate::headers;
@@ -23,6 +24,8 @@ use crate::store::{Claim, Completed, Completion, Existing, Store, StoreError, St
 /// An attempt whose handler has ended.
 pub(super) struct Attempt {
     pub(super) claim: Claim,
+    /// When the claim was sent.
+    pub(super) sent: Instant,
     pub(super) listed: Listed,
     pub(super) lease: Arc<Lease>,
 }
@@ -55,11 +58,14 @@ impl<S: Store> Exchange<S> {
     ) {
         let Attempt {
             claim,
+            sent,
             listed,
             lease,
         } = attempt;
         let Settlement { write, answer } = self.settlement(&claim, ended, references).await;
-        let shown = Self::shown(&claim, &write);
+        let fill = self.fill();
+        let shown = self.shown(&claim, sent, &write);
+        let told = |listed| self.tell(listed, shown.filter(|_| lease.is_current()), fill);
         let mut written = std::pin::pin!(self.write(&claim, &write));
         let in_time = tokio::time::timeout(self.policy.settle_timeout, &mut written).await;
         if matches!(write, Write::Hold(_)) {
@@ -69,7 +75,7 @@ impl<S: Store> Exchange<S> {
             // A client that retries at once must not be told that its request is running: the attempt
             // is over before the client knows.
             Ok(Ok(())) => {
-                Self::tell(listed, &lease, shown);
+                told(listed);
                 reply.send(answer);
             }
             Ok(Err(error)) => {
@@ -81,7 +87,7 @@ impl<S: Store> Exchange<S> {
                 reply.send_early(self.unrecorded(&write, answer));
                 // The lease is kept and the answer in memory: a retry waits for it, and none runs.
                 match written.await {
-                    Ok(()) => Self::tell(listed, &lease, shown),
+                    Ok(()) => told(listed),
                     Err(error) => self.log_refused(&error),
                 }
             }
@@ -91,10 +97,11 @@ impl<S: Store> Exchange<S> {
     /// An earlier attempt was lost, and this one took over only to say so.
     pub(super) async fn answer_lost<E>(&self, grant: Grant, listed: Listed, reply: Reply<E>) {
         let lease = self.keep(&grant, &listed);
-        let claim = grant.claim;
+        let Grant { claim, sent, .. } = grant;
         tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
         let attempt = Attempt {
             claim,
+            sent,
             listed,
             lease,
         };
@@ -103,23 +110,42 @@ impl<S: Store> Exchange<S> {
             .await;
     }
 
-    /// The record is written, and duplicates that wait are told what a lookup would find, where this
-    /// is known without one: a record whose lease was over may have been held in between.
-    fn tell(listed: Listed, lease: &Lease, shown: Option<Arc<Existing>>) {
-        match shown {
-            Some(shown) if lease.is_current() => listed.recorded(shown),
-            _ => drop(listed),
+    /// The record is written: duplicates that wait are told what a lookup would find, where this is
+    /// known without one.
+    pub(super) fn tell(&self, listed: Listed, shown: Option<Arc<Existing>>, fill: Option<Fill>) {
+        let Some(shown) = shown else {
+            return drop(listed);
+        };
+        if let Some(fill) = fill {
+            fill.written(&self.fingerprint, &shown);
         }
+        listed.recorded(shown);
     }
 
-    /// What a lookup will find once this is written. A later attempt without references leaves those
-    /// of an earlier one.
-    fn shown(claim: &Claim, write: &Write) -> Option<Arc<Existing>> {
+    /// What a lookup will find once this is written, unless the record was held in between, as one
+    /// whose lease is over may have been. A later attempt without references leaves those of an
+    /// earlier one.
+    fn shown(&self, claim: &Claim, sent: Instant, write: &Write) -> Option<Arc<Existing>> {
         let Write::Complete(completion) = write else {
             return None;
         };
         let is_all = claim.attempt == 1 || !completion.references.as_slice().is_empty();
-        is_all.then(|| completed(completion, claim.expires_at))
+        is_all.then(|| self.completed(completion, claim.expires_at, sent))
+    }
+
+    /// A record as a duplicate will see it. Its retention did not begin before `sent`.
+    pub(super) fn completed(
+        &self,
+        completion: &Completion,
+        expires_at: SystemTime,
+        sent: Instant,
+    ) -> Arc<Existing> {
+        Arc::new(Existing::Completed(Box::new(Completed {
+            answer: completion.answer.clone(),
+            references: completion.references.clone(),
+            expires_at,
+            retention_left: self.policy.ttl.saturating_sub(sent.elapsed()),
+        })))
     }
 
     async fn settlement<E>(
@@ -307,13 +333,4 @@ impl<S: Store> Exchange<S> {
             Ended::Error(error) => Err(error),
         }
     }
-}
-
-/// A record that holds this, as a duplicate will see it.
-pub(super) fn completed(completion: &Completion, expires_at: SystemTime) -> Arc<Existing> {
-    Arc::new(Existing::Completed(Box::new(Completed {
-        answer: completion.answer.clone(),
-        references: completion.references.clone(),
-        expires_at,
-    })))
 }

@@ -1,7 +1,6 @@
 //! An operation whose writes, messages and answer commit in one transaction.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum_core::body::Body;
@@ -15,7 +14,6 @@ use tower_service::Service;
 use super::claim::Grant;
 use super::execute::Ended;
 use super::follow::{Ask, Asked, Entered};
-use super::settle::completed;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
 use crate::body::Whole;
@@ -42,13 +40,14 @@ enum Way<T> {
 struct Opening<'a, S> {
     exchange: &'a Exchange<S>,
     attempt: ClaimRequest,
+    sent: Instant,
 }
 
 /// What became of one run.
 enum Finished<E> {
     Answer(Result<Response<Body>, E>),
-    /// The answer is committed, and this is its record.
-    Recorded(Result<Response<Body>, E>, Arc<Existing>),
+    /// The answer is committed, until this end of its retention.
+    Recorded(Result<Response<Body>, E>, Completion, SystemTime),
     /// Everything is rolled back, and another run may succeed.
     Conflict(Code),
 }
@@ -72,8 +71,9 @@ impl<S: TransactionalStore> Ask for Opening<'_, S> {
 
 impl<S: TransactionalStore> Opening<'_, S> {
     /// `None`: look again.
-    async fn open(&self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
+    async fn open(&mut self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
         let exchange = self.exchange;
+        self.sent = Instant::now();
         let store = &exchange.shared.core.store;
         let lookup = || store.lookup(&exchange.identity, &exchange.fingerprint);
         if let Some(existing) = exchange.guarded(lookup).await? {
@@ -100,7 +100,7 @@ impl<S: TransactionalStore> Opening<'_, S> {
     async fn clear(&self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
         let exchange = self.exchange;
         let store = &exchange.shared.core.store;
-        let leased = Instant::now();
+        let sent = Instant::now();
         let mut unheard = false;
         // Nothing runs under it, so nothing is unknown where it is lost. What takes it back must never
         // take the record of the transaction for it.
@@ -116,7 +116,11 @@ impl<S: TransactionalStore> Opening<'_, S> {
                 Ok(None)
             }
             Claimed::Abandoned(claim) => {
-                let grant = Grant { claim, leased };
+                let grant = Grant {
+                    claim,
+                    sent,
+                    leased: sent,
+                };
                 Ok(Some(Asked::Granted(Way::Abandoned(grant))))
             }
             Claimed::Existing(existing) => {
@@ -155,6 +159,7 @@ impl<S: TransactionalStore> Exchange<S> {
             let mut opening = Opening {
                 exchange: self,
                 attempt: self.claim_request(token),
+                sent: Instant::now(),
             };
             let (transaction, listed) = match self.enter(token, &mut opening, &mut reply).await {
                 Entered::Granted(Way::Open(transaction), listed) => (transaction, listed),
@@ -167,7 +172,7 @@ impl<S: TransactionalStore> Exchange<S> {
                 Entered::Down(error) => return reply.send(Ok(self.transaction_down(&error))),
             };
             listed.confirm();
-            let attempt = opening.attempt;
+            let Opening { attempt, sent, .. } = opening;
             if reruns == self.policy.reruns {
                 self.count(Event::Executed);
             }
@@ -181,6 +186,7 @@ impl<S: TransactionalStore> Exchange<S> {
             let again = inner.clone();
             let ended = self.perform(inner, request, limit).await;
             inner = again;
+            let fill = self.fill();
             let finished = self.finish(&attempt, slot, ended, context.references());
             match finished.await {
                 Finished::Conflict(code) if reruns > 0 => {
@@ -206,8 +212,9 @@ impl<S: TransactionalStore> Exchange<S> {
                     drop(listed);
                     return reply.send(answer);
                 }
-                Finished::Recorded(answer, recorded) => {
-                    listed.recorded(recorded);
+                Finished::Recorded(answer, completion, expires_at) => {
+                    let shown = self.completed(&completion, expires_at, sent);
+                    self.tell(listed, Some(shown), fill);
                     return reply.send(answer);
                 }
             }
@@ -262,7 +269,7 @@ impl<S: TransactionalStore> Exchange<S> {
                 if let Ok(response) = &mut answer {
                     self.show_expiry(response.headers_mut(), expires_at);
                 }
-                Finished::Recorded(answer, completed(&entry.completion, expires_at))
+                Finished::Recorded(answer, entry.completion, expires_at)
             }
             Err(error) => self.uncommitted(&error).await,
         }
