@@ -383,6 +383,9 @@ pub struct Completed {
     pub references: References,
     /// When the record's retention ends, by the store's clock.
     pub expires_at: SystemTime,
+    /// How long it was to its end when the record was read, by the store's clock: no clock of a caller
+    /// can say that.
+    pub retention_left: Duration,
 }
 
 /// What an attempt leaves behind.

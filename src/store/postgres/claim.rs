@@ -35,6 +35,7 @@ const SELECT: &str = "
 select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
     (extract(epoch from leased_until) - extract(epoch from clock_timestamp()))::float8 as lease_left,
     expires_at <= clock_timestamp() as expired,
+    (extract(epoch from expires_at) - extract(epoch from clock_timestamp()))::float8 as retention_left,
     extract(epoch from expires_at)::float8 as expires_at
 from idempotency.record where id = $1";
 
@@ -203,6 +204,7 @@ pub(super) fn read(row: &PgRow) -> Result<Row, StoreError> {
         lease_left: left(row.try_get("lease_left").map_err(error)?)?,
         expired: row.try_get("expired").map_err(error)?,
         expires_at: time(row.try_get("expires_at").map_err(error)?)?,
+        retention_left: left(row.try_get("retention_left").map_err(error)?)?.unwrap_or_default(),
         answer: row.try_get("answer").map_err(error)?,
         references: row.try_get("refs").map_err(error)?,
     })
