@@ -52,7 +52,8 @@ impl<S: Store> Exchange<S> {
                 Claimed::Acquired(claim) => return Entry::Claimed(claim, sent),
                 Claimed::Abandoned(claim) => return Entry::Abandoned(claim, sent),
                 Claimed::Existing(existing) => {
-                    if !may_change(&existing, give_up, &mut backoff, reply).await {
+                    let may_change = self.may_change(&existing, give_up, &mut backoff, reply);
+                    if !may_change.await {
                         if unheard {
                             self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
                         }
@@ -238,20 +239,26 @@ impl<S: Store> Exchange<S> {
             drop(permit);
         });
     }
-}
 
-/// Waits a while where the first request is running. Not beyond `give_up`, nor when the client is
-/// gone: the answer will be in the record.
-pub(super) async fn may_change<E>(
-    existing: &Existing,
-    give_up: Instant,
-    backoff: &mut Backoff,
-    reply: &mut Reply<E>,
-) -> bool {
-    let now = Instant::now();
-    if !matches!(existing, Existing::InProgress { .. }) || now >= give_up {
-        return false;
+    /// Waits a while where the first request is running. Not beyond `give_up`, nor when the client is
+    /// gone: the answer will be in the record.
+    pub(super) async fn may_change<E>(
+        &self,
+        existing: &Existing,
+        give_up: Instant,
+        backoff: &mut Backoff,
+        reply: &mut Reply<E>,
+    ) -> bool {
+        let now = Instant::now();
+        if !matches!(existing, Existing::InProgress { .. }) || now >= give_up {
+            return false;
+        }
+        let pause = backoff.next_pause().min(give_up - now);
+        let store = &self.shared.core.store;
+        let changed = tokio::time::timeout(pause, store.wait_for_change(&self.identity, pause));
+        tokio::select! {
+            () = reply.closed() => false,
+            _ = changed => true,
+        }
     }
-    let pause = backoff.next_pause().min(give_up - now);
-    tokio::time::timeout(pause, reply.closed()).await.is_err()
 }

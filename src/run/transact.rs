@@ -11,7 +11,6 @@ use http_body::Body as HttpBody;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use super::claim::may_change;
 use super::execute::Ended;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
@@ -153,7 +152,8 @@ impl<S: TransactionalStore> Exchange<S> {
                     return Entered::Answer(self.transaction_down(&error));
                 }
             };
-            if !may_change(&existing, give_up, &mut backoff, reply).await {
+            let may_change = self.may_change(&existing, give_up, &mut backoff, reply);
+            if !may_change.await {
                 return Entered::Answer(self.answer_existing(existing));
             }
         }
