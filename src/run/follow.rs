@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
@@ -233,9 +233,10 @@ impl<S: Store> Exchange<S> {
 
     /// Waits a while for a record that runs in another process; `false` when the client is gone.
     async fn rest<E>(&self, pause: Duration, reply: &mut Reply<E>) -> bool {
+        let store = &self.shared.core.store;
         tokio::select! {
             () = reply.closed() => false,
-            () = sleep(pause) => true,
+            _ = timeout(pause, store.wait_for_change(&self.identity, pause)) => true,
         }
     }
 }

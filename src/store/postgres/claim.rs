@@ -17,16 +17,16 @@ use crate::store::protocol::{Inserted, Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
-/// Names the newest column, which only a completion writes: on an older schema the claim is what fails,
-/// before the handler has run.
+/// Names the newest column, which only what ends an attempt reads: on an older schema the claim is what
+/// fails, before the handler has run.
 const INSERT: &str = "
 insert into idempotency.record (
     id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
-    claimed_at, leased_until, expires_at, sweep_at, progress
+    claimed_at, leased_until, expires_at, sweep_at, waited
 )
 select $1, $2, $3, $4, $5, 'running', $6, 1, $7, $8,
     now, now + make_interval(secs => $9), now + make_interval(secs => $10),
-    now + make_interval(secs => case $7 when 'hold' then $9 else $10 end), null
+    now + make_interval(secs => case $7 when 'hold' then $9 else $10 end), false
 from (select clock_timestamp()) as clock (now)
 on conflict (id) do nothing
 returning extract(epoch from expires_at)::float8";
@@ -50,7 +50,7 @@ update idempotency.record set
     expires_at = now + make_interval(secs => $7),
     sweep_at = now + make_interval(secs => case $4 when 'hold' then $6 else $7 end),
     refs = case when $3 > 1 then refs end, progress = case when $3 > 1 then progress end,
-    answer = null, abandoned = $9
+    answer = null, abandoned = $9, waited = false
 from (select clock_timestamp()) as clock (now)
 where id = (
     select id from idempotency.record
@@ -119,14 +119,14 @@ impl Records for PgStore {
         let complete = Complete::new(claim, completion);
         match &self.group {
             Some(group) => group.submit(complete).await,
-            None => self.changes_one(update(&complete)).await,
+            None => self.ends(claim, update(&complete)).await,
         }
     }
 
     async fn delete_claimed(&self, claim: &Claim) -> Result<bool, StoreError> {
         match &self.group {
             Some(group) => group.submit(Delete(claim.clone())).await,
-            None => self.changes_one(delete(claim)).await,
+            None => self.ends(claim, delete(claim)).await,
         }
     }
 

@@ -13,12 +13,14 @@ mod find;
 mod group;
 mod heartbeat;
 mod held;
+mod listen;
 mod migrate;
 mod phases;
 mod settle;
 mod sweep;
 mod transaction;
 mod types;
+mod waiting;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -44,6 +46,7 @@ pub use phases::Phases;
 use transaction::Transactions;
 pub use transaction::Tx;
 pub(crate) use types::PgUuid;
+use waiting::{Waiting, Wakes};
 
 /// Records in PostgreSQL 14 or later.
 ///
@@ -51,8 +54,9 @@ pub(crate) use types::PgUuid;
 /// `pool.begin()` of an application can hand the next borrower a connection inside an abandoned
 /// transaction (sqlx [#4385](https://github.com/launchbadge/sqlx/issues/4385)), and a record
 /// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a
-/// process, and [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
-/// which then need none of the application's.
+/// process, [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
+/// which then need none of the application's, and one that listens while duplicates
+/// [wait](crate::Duplicates::Wait) for other processes.
 ///
 /// Cheap to clone; clones share the connections.
 ///
@@ -78,6 +82,10 @@ pub struct PgStore {
     pooled_begin: Option<SqlStr>,
     /// How long an answer may take.
     patience: Duration,
+    /// Who waits for other processes, where there can be a connection that listens.
+    waiting: Option<Waiting>,
+    /// Who is to be told that a record has changed.
+    wakes: Wakes,
 }
 
 /// Settings of a [`PgStore`].
@@ -120,6 +128,9 @@ impl PgStore {
     pub async fn close(&self) {
         if let Some(group) = &self.group {
             group.close().await;
+        }
+        if let Some(waiting) = &self.waiting {
+            waiting.close();
         }
         self.pool.close().await;
         self.transactions.close().await;
@@ -189,7 +200,7 @@ impl PgStoreBuilder {
 
     /// Set it where the pool leads to PgBouncer in transaction mode: each statement runs in a
     /// transaction of its own, which makes three round trips of one, no statement is prepared by
-    /// name, and no setting of the session is relied on. Default: `false`.
+    /// name, and no setting of the session is relied on. Duplicates that wait only poll. Default: `false`.
     ///
     /// PgBouncer needs `ignore_startup_parameters = extra_float_digits`. Run
     /// [`migrate`](PgStore::migrate) over a direct connection.
@@ -203,7 +214,7 @@ impl PgStoreBuilder {
     /// Only for applications that never cancel a `begin()`; sqlx may otherwise hand the store a
     /// connection inside an abandoned transaction. Session settings are then the application's, too:
     /// without a `lock_timeout`, a record that somebody has locked takes up the connections of those
-    /// who want it.
+    /// who want it. Duplicates that wait only poll.
     pub fn with_shared_pool(mut self, share: bool) -> Self {
         self.share_pool = share;
         self
@@ -249,6 +260,10 @@ impl PgStoreBuilder {
         } else {
             (connection::own_pool(&self), transaction::own_pool(&self))
         };
+        let waiting = (!self.share_pool && !self.pgbouncer).then(|| {
+            let server = pool.connect_options().as_ref().clone();
+            Waiting::new(server, self.statement_timeout)
+        });
         let transactions = Transactions::new(transactions, self.share_pool, patience);
         PgStore {
             pool,
@@ -256,6 +271,8 @@ impl PgStoreBuilder {
             transactions,
             pooled_begin,
             patience,
+            waiting,
+            wakes: Wakes::default(),
         }
     }
 }
@@ -329,5 +346,9 @@ impl Store for PgStore {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.sweep(limit).await
+    }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        self.wait(identity, limit).await;
     }
 }

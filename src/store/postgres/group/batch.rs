@@ -1,7 +1,7 @@
 //! The statements of [`protocol`](crate::store::protocol) for many records at once. They lock in the
 //! order of ids, and pass over what somebody else has locked: two of them never wait for each other.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use sqlx::postgres::PgRow;
 use sqlx::{Error, Row as _};
@@ -21,11 +21,11 @@ use crate::store::{Claim, ClaimRequest, StoreError};
 const INSERT: &str = "
 insert into idempotency.record (
     id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
-    claimed_at, leased_until, expires_at, sweep_at, progress
+    claimed_at, leased_until, expires_at, sweep_at, waited
 )
 select id, digest, scope, operation, key, 'running', token, 1, lost, fingerprint,
     now, now + make_interval(secs => lease), now + make_interval(secs => ttl),
-    now + make_interval(secs => case lost when 'hold' then lease else ttl end), null
+    now + make_interval(secs => case lost when 'hold' then lease else ttl end), false
 from unnest($1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[],
         $8::bytea[], $9::float8[], $10::float8[])
     as claim (id, digest, scope, operation, key, token, lost, fingerprint, lease, ttl),
@@ -58,7 +58,7 @@ update idempotency.record set
         else now + (expires_at - claimed_at) end
 from due, (select clock_timestamp()) as clock (now)
 where record.id = due.id and record.token = due.token and state in ('running', 'held')
-returning record.id";
+returning record.id, waited";
 
 const DELETE_CLAIMED: &str = "
 with due as (
@@ -71,7 +71,7 @@ with due as (
 )
 delete from idempotency.record using due
 where record.id = due.id and record.token = due.token
-returning record.id";
+returning record.id, waited";
 
 #[derive(Debug)]
 pub(in crate::store::postgres) struct Insert(pub(in crate::store::postgres) ClaimRequest);
@@ -186,7 +186,8 @@ impl Request for Complete {
 
     async fn together(done: &[&Self], line: &mut Line) -> Result<Vec<Option<bool>>, Error> {
         if let [one] = done {
-            return Ok(vec![Some(line.run(update(one)).await?.affected == 1)]);
+            let done = line.run(update(one)).await?;
+            return Ok(vec![Some(line.store().ended(one.id(), &done))]);
         }
         let query = sqlx::query(UPDATE_COMPLETED)
             .bind(ids(done))
@@ -194,11 +195,11 @@ impl Request for Complete {
             .bind(column(done, |done| done.answer.as_slice()))
             .bind(column(done, |done| done.references.as_deref()));
         let changed = line.run(query).await?;
-        changed_of(done, &changed.rows)
+        changed_of(done, &changed.rows, line.store())
     }
 
     async fn alone(&self, store: &PgStore) -> Result<bool, StoreError> {
-        store.changes_one(update(self)).await
+        store.ends(&self.claim, update(self)).await
     }
 }
 
@@ -215,17 +216,18 @@ impl Request for Delete {
 
     async fn together(claims: &[&Self], line: &mut Line) -> Result<Vec<Option<bool>>, Error> {
         if let [Self(claim)] = claims {
-            return Ok(vec![Some(line.run(delete(claim)).await?.affected == 1)]);
+            let done = line.run(delete(claim)).await?;
+            return Ok(vec![Some(line.store().ended(claim.identity.id(), &done))]);
         }
         let query = sqlx::query(DELETE_CLAIMED)
             .bind(ids(claims))
             .bind(column(claims, |claim| PgUuid::from(claim.0.token)));
         let changed = line.run(query).await?;
-        changed_of(claims, &changed.rows)
+        changed_of(claims, &changed.rows, line.store())
     }
 
     async fn alone(&self, store: &PgStore) -> Result<bool, StoreError> {
-        store.changes_one(delete(&self.0)).await
+        store.ends(&self.0, delete(&self.0)).await
     }
 }
 
@@ -245,10 +247,22 @@ fn by_id(rows: &[PgRow]) -> Result<HashMap<PgUuid, &PgRow>, Error> {
 }
 
 /// What was not changed is not there, not the caller's, or locked: alone, it is found out which.
-fn changed_of<R: Request>(requests: &[&R], rows: &[PgRow]) -> Result<Vec<Option<bool>>, Error> {
-    let ids = rows.iter().map(|row| row.try_get::<PgUuid, _>(0));
-    let changed: HashSet<PgUuid> = ids.collect::<Result<_, _>>()?;
-    let answer = |request: &&R| changed.contains(&request.id().into()).then_some(true);
+fn changed_of<R: Request>(
+    requests: &[&R],
+    rows: &[PgRow],
+    store: &PgStore,
+) -> Result<Vec<Option<bool>>, Error> {
+    let mut changed = HashMap::with_capacity(rows.len());
+    for row in rows {
+        changed.insert(row.try_get::<PgUuid, _>(0)?, row.try_get::<bool, _>(1)?);
+    }
+    let waited = |id: &PgUuid| changed.get(id) == Some(&true);
+    let ids = requests.iter().map(|request| request.id());
+    let waited: Vec<_> = ids.filter(|id| waited(&(*id).into())).collect();
+    if !waited.is_empty() {
+        store.wake(waited);
+    }
+    let answer = |request: &&R| changed.contains_key(&request.id().into()).then_some(true);
     Ok(requests.iter().map(answer).collect())
 }
 

@@ -160,6 +160,10 @@ impl Line {
         self.store.run_on(&mut self.connection, query).await
     }
 
+    pub(super) fn store(&self) -> &PgStore {
+        &self.store
+    }
+
     /// A statement that got no lock has ended; after any other error it may still be under way.
     pub(super) fn is_usable_after(&self, error: &Error) -> bool {
         self.store.has_ended(error)
