@@ -19,7 +19,6 @@ use crate::scope::Scope;
 pub(crate) use risk::{Disposition, Ending, TransactionalDisposition};
 pub use risk::{Lost, Risk, StoreDown, Unknown};
 pub use table::PolicyHandle;
-pub(crate) use table::PolicyTable;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
