@@ -14,6 +14,8 @@ mod common;
 
 #[path = "cases/backend.rs"]
 mod backend;
+#[path = "cases/crowd.rs"]
+mod crowd;
 #[path = "cases/flaky.rs"]
 mod flaky;
 #[path = "cases/site.rs"]
@@ -53,6 +55,8 @@ macro_rules! on_one_store {
 
 pub(crate) use on_one_store;
 
+#[path = "cases/cached.rs"]
+mod cached;
 #[path = "cases/canonical.rs"]
 mod canonical;
 #[path = "cases/concurrency.rs"]
@@ -65,6 +69,8 @@ mod derived;
 mod failure;
 #[path = "cases/fingerprint.rs"]
 mod fingerprint;
+#[path = "cases/flight.rs"]
+mod flight;
 #[path = "cases/key.rs"]
 mod key;
 #[path = "cases/lease.rs"]

@@ -16,6 +16,10 @@ mod common;
 
 #[path = "transactions/bank.rs"]
 mod bank;
+#[path = "cases/crowd.rs"]
+mod crowd;
+#[path = "cases/flaky.rs"]
+mod flaky;
 #[path = "cases/site.rs"]
 mod site;
 
@@ -42,6 +46,8 @@ pub(crate) use on_one_store;
 
 #[path = "transactions/answers.rs"]
 mod answers;
+#[path = "transactions/cached.rs"]
+mod cached;
 #[path = "transactions/cancelled.rs"]
 mod cancelled;
 #[path = "transactions/conflicts.rs"]
@@ -50,6 +56,8 @@ mod conflicts;
 mod cuts;
 #[path = "transactions/duplicates.rs"]
 mod duplicates;
+#[path = "transactions/flight.rs"]
+mod flight;
 #[path = "transactions/handlers.rs"]
 mod handlers;
 #[path = "transactions/hardening.rs"]

@@ -1,13 +1,22 @@
-//! A store that fails on demand, around any other.
+//! A store that fails on demand, around any other, and counts what it is asked.
+
+#![allow(
+    dead_code,
+    reason = "not every test that includes this file asks for everything"
+)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
+use tokio::sync::Semaphore;
 use tower_idempotency::store::{
-    Claim, ClaimRequest, Claimed, Completion, Existing, HeldRecord, LeaseRenewal, RecordSummary,
-    Renewed, Resolution, Swept, Token, Within,
+    Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, HeldRecord,
+    LeaseRenewal, RecordSummary, Renewed, Resolution, Swept, Token, Verdict, Within,
 };
-use tower_idempotency::{Fingerprint, Identity, RecordId, References, Store, StoreError};
+use tower_idempotency::{
+    Fingerprint, Identity, RecordId, References, Store, StoreError, TransactionalStore,
+};
 
 /// How one method behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,13 +30,30 @@ pub enum Fault {
     /// Does it, and fails all the same, once.
     LoseAcknowledgement,
     /// Does it, and answers late.
-    AnswerLate(std::time::Duration),
+    AnswerLate(Duration),
+    /// Waits until it is let go, and does it.
+    Wait,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Switch {
     fault: Mutex<Fault>,
     fired: AtomicUsize,
+    called: AtomicUsize,
+    waiting: Semaphore,
+    gate: Semaphore,
+}
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self {
+            fault: Mutex::default(),
+            fired: AtomicUsize::default(),
+            called: AtomicUsize::default(),
+            waiting: Semaphore::new(0),
+            gate: Semaphore::new(0),
+        }
+    }
 }
 
 impl Switch {
@@ -39,6 +65,7 @@ impl Switch {
         &self,
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
+        self.called.fetch_add(1, Ordering::SeqCst);
         let fault = *self.fault.lock().unwrap();
         if fault != Fault::None {
             self.fired.fetch_add(1, Ordering::SeqCst);
@@ -51,6 +78,11 @@ impl Switch {
                 self.set(Fault::None);
                 let result = call.await;
                 result.and_then(|_| Err(StoreError::unavailable("planted")))
+            }
+            Fault::Wait => {
+                self.waiting.add_permits(1);
+                self.gate.acquire().await.unwrap().forget();
+                call.await
             }
             Fault::AnswerLate(by) => {
                 let result = call.await;
@@ -67,6 +99,9 @@ pub struct Flaky<S> {
     claim: Arc<Switch>,
     complete: Arc<Switch>,
     extend: Arc<Switch>,
+    lookup: Arc<Switch>,
+    begin: Arc<Switch>,
+    commits: Arc<AtomicUsize>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -77,6 +112,9 @@ impl<S: Store> Flaky<S> {
             claim: Arc::default(),
             complete: Arc::default(),
             extend: Arc::default(),
+            lookup: Arc::default(),
+            begin: Arc::default(),
+            commits: Arc::default(),
             calls: Arc::default(),
         }
     }
@@ -93,9 +131,58 @@ impl<S: Store> Flaky<S> {
         self.extend.set(fault);
     }
 
+    pub fn lookups(&self, fault: Fault) {
+        self.lookup.set(fault);
+    }
+
+    pub fn beginnings(&self, fault: Fault) {
+        self.begin.set(fault);
+    }
+
+    /// Until a claim waits, which is let go by [`let_claim_go`](Self::let_claim_go).
+    pub async fn claim_waits(&self) {
+        self.claim.waiting.acquire().await.unwrap().forget();
+    }
+
+    pub fn let_claim_go(&self) {
+        self.claim.gate.add_permits(1);
+    }
+
+    /// The same of a beginning of a transaction.
+    pub async fn beginning_waits(&self) {
+        self.begin.waiting.acquire().await.unwrap().forget();
+    }
+
+    pub fn let_beginning_go(&self) {
+        self.begin.gate.add_permits(1);
+    }
+
+    pub fn let_lookup_go(&self) {
+        self.lookup.gate.add_permits(1);
+    }
+
+    /// How often the store was asked for a claim, and how often to complete one.
+    pub fn claimed_and_completed(&self) -> (usize, usize) {
+        let called = |switch: &Switch| switch.called.load(Ordering::SeqCst);
+        (called(&self.claim), called(&self.complete))
+    }
+
+    /// Lookups, beginnings of transactions, and commits.
+    pub fn looked_up_begun_and_committed(&self) -> (usize, usize, usize) {
+        let called = |switch: &Switch| switch.called.load(Ordering::SeqCst);
+        let commits = self.commits.load(Ordering::SeqCst);
+        (called(&self.lookup), called(&self.begin), commits)
+    }
+
     /// How often a planted fault was met.
     pub fn fired(&self) -> usize {
-        let switches = [&self.claim, &self.complete, &self.extend];
+        let switches = [
+            &self.claim,
+            &self.complete,
+            &self.extend,
+            &self.lookup,
+            &self.begin,
+        ];
         let fired = switches.map(|switch| switch.fired.load(Ordering::SeqCst));
         fired.iter().sum()
     }
@@ -106,10 +193,6 @@ impl<S: Store> Flaky<S> {
     }
 
     /// The store that never fails.
-    #[allow(
-        dead_code,
-        reason = "not every test that includes this file asks for it"
-    )]
     pub fn inner(&self) -> &S {
         &self.store
     }
@@ -151,7 +234,8 @@ impl<S: Store> Store for Flaky<S> {
         identity: &Identity,
         fingerprint: &Fingerprint,
     ) -> Result<Option<Existing>, StoreError> {
-        self.called().lookup(identity, fingerprint).await
+        let call = self.called().lookup(identity, fingerprint);
+        self.lookup.around(call).await
     }
 
     async fn resolve(
@@ -194,5 +278,37 @@ impl<S: Store> Store for Flaky<S> {
 
     async fn wait_for_change(&self, identity: &Identity, limit: std::time::Duration) {
         self.store.wait_for_change(identity, limit).await;
+    }
+}
+
+impl<S: TransactionalStore> TransactionalStore for Flaky<S> {
+    type Transaction = S::Transaction;
+
+    const EXECUTION_LIMIT: Duration = S::EXECUTION_LIMIT;
+
+    async fn begin(
+        &self,
+        request: &ClaimRequest,
+        limit: Duration,
+    ) -> Result<Begun<S::Transaction>, StoreError> {
+        self.begin.around(self.called().begin(request, limit)).await
+    }
+
+    async fn commit(
+        &self,
+        transaction: S::Transaction,
+        request: &ClaimRequest,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        self.commits.fetch_add(1, Ordering::SeqCst);
+        self.called().commit(transaction, request, entry).await
+    }
+
+    async fn rollback(&self, transaction: S::Transaction) {
+        self.called().rollback(transaction).await;
+    }
+
+    async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
+        self.called().confirm(request).await
     }
 }
