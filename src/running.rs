@@ -16,7 +16,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::store::{Claim, Existing, LeaseRenewal, Store, Token};
 
-pub(crate) use follow::{Leader, News};
+pub(crate) use follow::{Leader, News, Said};
 use heart::Heart;
 pub(crate) use lease::Lease;
 

@@ -31,13 +31,21 @@ from (select clock_timestamp()) as clock (now)
 on conflict (id) do nothing
 returning extract(epoch from expires_at)::float8";
 
-const SELECT: &str = "
+/// Everything of a record, in one snapshot.
+macro_rules! records {
+    () => {
+        "
 select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
     (extract(epoch from leased_until) - extract(epoch from clock_timestamp()))::float8 as lease_left,
     expires_at <= clock_timestamp() as expired,
     (extract(epoch from expires_at) - extract(epoch from clock_timestamp()))::float8 as retention_left,
     extract(epoch from expires_at)::float8 as expires_at
-from idempotency.record where id = $1";
+from idempotency.record"
+    };
+}
+pub(super) use records;
+
+const SELECT: &str = concat!(records!(), " where id = $1");
 
 /// Passes over a record that somebody has locked, as does the next: those who retry a record that is
 /// locked for long would else take up every connection, and hold up all other records.

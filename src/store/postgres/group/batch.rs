@@ -10,7 +10,7 @@ use super::queue::{Job, Queues, Request};
 use super::writer::Line;
 use crate::identity::{Identity, RecordId};
 use crate::store::postgres::PgStore;
-use crate::store::postgres::claim::{insert, inserted, read, select};
+use crate::store::postgres::claim::{insert, inserted, read, records, select};
 use crate::store::postgres::settle::{delete, update};
 use crate::store::postgres::types::PgUuid;
 use crate::store::protocol::{Inserted, Row};
@@ -34,12 +34,7 @@ order by id
 on conflict (id) do nothing
 returning id, token, extract(epoch from expires_at)::float8";
 
-const SELECT: &str = "
-select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
-    (extract(epoch from leased_until) - extract(epoch from clock_timestamp()))::float8 as lease_left,
-    expires_at <= clock_timestamp() as expired,
-    extract(epoch from expires_at)::float8 as expires_at
-from idempotency.record where id = any ($1::uuid[])";
+const SELECT: &str = concat!(records!(), " where id = any ($1::uuid[])");
 
 const UPDATE_COMPLETED: &str = "
 with due as (

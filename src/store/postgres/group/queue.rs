@@ -64,12 +64,15 @@ impl<R: Request> Job<R> {
         drop(self.answer.send(answer));
     }
 
-    /// In a task of its own: what holds it up must not hold up the writer.
-    fn go_alone(self, store: &PgStore) {
+    /// In a task of its own: what holds it up must not hold up the writer. It ends with its caller, who
+    /// takes back what is late.
+    fn go_alone(mut self, store: &PgStore) {
         let store = store.clone();
         tokio::spawn(async move {
-            let answer = self.request.alone(&store).await;
-            self.answer(answer);
+            tokio::select! {
+                answer = self.request.alone(&store) => drop(self.answer.send(answer)),
+                () = self.answer.closed() => {}
+            }
         });
     }
 }
@@ -112,14 +115,12 @@ impl Queues {
     }
 }
 
-/// Those of one id go one after the other: a statement changes a row only once. What nobody waits for
-/// any more is not sent.
+/// Those of one id go one after the other: a statement changes a row only once.
 fn take<R: Request>(queue: &mut VecDeque<Job<R>>) -> Vec<Job<R>> {
     let mut ids = HashSet::new();
     let mut taken = Vec::with_capacity(queue.len().min(MAX_BATCH));
     while taken.len() < MAX_BATCH {
         match queue.front() {
-            Some(next) if next.answer.is_closed() => drop(queue.pop_front()),
             Some(next) if ids.insert(next.request.id()) => taken.extend(queue.pop_front()),
             _ => break,
         }
@@ -174,14 +175,15 @@ impl Round {
     }
 }
 
-/// What the server refuses as a whole is sent again one by one: one of them is to blame. Where the line
+/// What nobody waits for any more is not sent. What the server refuses as a whole is sent again one by one: one of them is to blame. Where the line
 /// broke, nobody knows what was done: the callers come again, and recognise what is theirs.
 async fn send<R: Request>(
-    jobs: Vec<Job<R>>,
+    mut jobs: Vec<Job<R>>,
     line: &mut Line,
     alone: &PgStore,
     broken: Option<Arc<Error>>,
 ) -> Option<Arc<Error>> {
+    jobs.retain(|job| !job.answer.is_closed());
     if jobs.is_empty() {
         return broken;
     }
