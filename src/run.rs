@@ -3,8 +3,10 @@
 mod claim;
 mod execute;
 mod follow;
+mod open;
 mod replay;
 mod settle;
+mod tell;
 mod transact;
 
 use std::fmt;

@@ -301,3 +301,156 @@ impl Listed {
         attempts.run(self.token, ClaimState::Transaction);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::policy::Lost;
+    use crate::store::{ClaimRequest, MemoryStore, Renewed};
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    fn identity() -> Identity {
+        Identity::new("acme", "POST /orders", "key")
+    }
+
+    fn tea() -> Fingerprint {
+        Fingerprint::of_bytes(b"tea")
+    }
+
+    fn coffee() -> Fingerprint {
+        Fingerprint::of_bytes(b"coffee")
+    }
+
+    fn lead(running: &Arc<Running>, fingerprint: &Fingerprint) -> Result<Listed, Leader> {
+        running.lead(&identity(), fingerprint, Token::random().unwrap())
+    }
+
+    fn claim(listed: &Listed) -> Claim {
+        let request = ClaimRequest {
+            identity: identity(),
+            fingerprint: tea(),
+            token: listed.token,
+            lost: Lost::Rerun,
+            lease: LEASE,
+            ttl: LEASE,
+        };
+        request.claim(1, SystemTime::UNIX_EPOCH)
+    }
+
+    fn keep(listed: &Listed) -> Arc<Lease> {
+        let store = Arc::new(MemoryStore::new());
+        listed.keep(&store, &claim(listed), LEASE, Instant::now())
+    }
+
+    fn is_empty(running: &Running) -> bool {
+        let attempts = running.lock();
+        attempts.by_token.is_empty() && attempts.asking.is_empty() && attempts.latest.is_empty()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_listed_when_attempts_are_gone() {
+        let running = Arc::<Running>::default();
+        drop(lead(&running, &tea()).unwrap());
+        assert!(is_empty(&running));
+        let listed = lead(&running, &tea()).unwrap();
+        keep(&listed);
+        assert!(!is_empty(&running));
+        listed.recorded(Arc::new(IN_PROGRESS));
+        assert!(is_empty(&running));
+        lead(&running, &tea()).unwrap().failed();
+        lead(&running, &tea())
+            .unwrap()
+            .told(Arc::new(Existing::Held));
+        drop(running.list_alone(&identity(), &tea(), Token::random().unwrap()));
+        assert!(is_empty(&running));
+    }
+
+    #[tokio::test]
+    async fn of_two_one_follows() {
+        let running = Arc::<Running>::default();
+        let first = lead(&running, &tea()).unwrap();
+        let mut leader = lead(&running, &coffee()).unwrap_err();
+        assert!(matches!(leader.news(), News::Asking));
+        keep(&first);
+        assert!(leader.changed().await);
+        assert!(matches!(leader.news(), News::Running));
+        drop(first);
+        assert!(!leader.changed().await);
+        assert!(lead(&running, &coffee()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_an_attempt_ended_with_is_heard_after_it_is_gone() {
+        let running = Arc::<Running>::default();
+        let first = lead(&running, &tea()).unwrap();
+        let mut leader = lead(&running, &tea()).unwrap_err();
+        first.told(Arc::new(Existing::Held));
+        assert!(leader.changed().await);
+        assert!(matches!(leader.news(), News::Told(_)));
+    }
+
+    #[tokio::test]
+    async fn a_lost_lease_is_told_and_not_followed_further() {
+        let running = Arc::<Running>::default();
+        let first = lead(&running, &tea()).unwrap();
+        keep(&first);
+        let mut leader = lead(&running, &tea()).unwrap_err();
+        assert!(matches!(leader.news(), News::Running));
+        let renewal = LeaseRenewal {
+            claim: claim(&first),
+            lease: LEASE,
+        };
+        running.renewed(&[renewal], Instant::now(), &[Renewed::Lost]);
+        assert!(leader.changed().await);
+        assert!(matches!(leader.news(), News::Over));
+        assert!(lead(&running, &tea()).is_ok());
+    }
+
+    #[test]
+    fn who_runs_unprotected_is_followed_by_the_same_request_alone() {
+        let running = Arc::<Running>::default();
+        let token = Token::random().unwrap();
+        let unprotected = running.list_unprotected(&identity(), &tea(), token);
+        let other = lead(&running, &coffee()).unwrap();
+        assert!(matches!(
+            lead(&running, &tea()).unwrap_err().news(),
+            News::Running
+        ));
+        // Not even one that asks hides it from others whose claims failed.
+        other.failed();
+        let second = running.list_unprotected(&identity(), &tea(), Token::random().unwrap());
+        assert!(matches!(second, Err(Existing::InProgress { .. })));
+        drop(unprotected);
+        assert!(is_empty(&running));
+    }
+
+    #[tokio::test]
+    async fn a_newcomer_makes_one_that_waits_ask_again() {
+        let running = Arc::<Running>::default();
+        let first = lead(&running, &tea()).unwrap();
+        first.elsewhere();
+        // Another request would not be told by it.
+        let mut other = lead(&running, &coffee()).unwrap_err();
+        assert!(matches!(other.news(), News::Elsewhere));
+        let mut same = lead(&running, &tea()).unwrap_err();
+        assert!(matches!(same.news(), News::Asking));
+        first.wanted().await;
+        assert!(first.asks_again());
+    }
+
+    #[tokio::test]
+    async fn who_was_passed_by_asks_no_more() {
+        let running = Arc::<Running>::default();
+        let first = lead(&running, &tea()).unwrap();
+        first.elsewhere();
+        let passing = running.list_alone(&identity(), &tea(), Token::random().unwrap());
+        assert!(!passing.asks_again());
+        assert!(first.asks_again());
+        keep(&passing);
+        assert!(!first.asks_again());
+    }
+}

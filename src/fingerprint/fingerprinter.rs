@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::Uri;
 use http::header::{CONTENT_TYPE, HeaderName};
@@ -10,6 +10,9 @@ use crate::digest::Fields;
 use crate::error::ConfigError;
 
 use super::{Fingerprint, VERSION};
+
+/// Of the settings that most routes have.
+static RAW_CONFIG: LazyLock<u64> = LazyLock::new(|| Fingerprinter::raw().config());
 
 /// How requests are compared: what has to be equal for two requests to be one operation sent twice.
 ///
@@ -185,14 +188,14 @@ impl Fingerprinter {
         let request = RequestView { parts, uri };
         let fields = request.fields(body);
         let raw = fields.finish();
+        let (config, digest) = match *self == Self::raw() {
+            true => (*RAW_CONFIG, raw),
+            false => (self.config(), self.digest(&request, body, fields)),
+        };
         Fingerprint {
             version: VERSION,
-            config: self.config(),
-            digest: if *self == Self::raw() {
-                raw
-            } else {
-                self.digest(&request, body, fields)
-            },
+            config,
+            digest,
             raw,
         }
     }

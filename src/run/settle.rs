@@ -12,14 +12,13 @@ use super::claim::Grant;
 use super::execute::Ended;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
-use crate::cache::Fill;
 use crate::envelope::Envelope;
 use crate::extract::References;
 use crate::headers;
 use crate::policy::{Disposition, Ending};
 use crate::rejection::{Code, Rejection};
-use crate::running::{Lease, Listed, Said};
-use crate::store::{Claim, Completed, Completion, Existing, Store, StoreError, StoreErrorKind};
+use crate::running::{Lease, Listed};
+use crate::store::{Claim, Completion, Store, StoreError, StoreErrorKind};
 
 /// An attempt whose handler has ended.
 pub(super) struct Attempt {
@@ -36,7 +35,7 @@ struct Settlement<E> {
     answer: Result<Response<Body>, E>,
 }
 
-enum Write {
+pub(super) enum Write {
     Complete(Completion),
     Release,
     Hold(References),
@@ -108,49 +107,6 @@ impl<S: Store> Exchange<S> {
         let ended = Ended::Failed(Code::AttemptLost);
         self.settle(attempt, ended, References::default(), reply)
             .await;
-    }
-
-    /// The record is written: duplicates that wait are told what a lookup would find, where this is
-    /// known without one.
-    pub(super) fn tell(&self, listed: Listed, shown: Option<Said>, fill: Option<Fill>) {
-        let Some(shown) = shown else {
-            return drop(listed);
-        };
-        if let Some(fill) = fill {
-            fill.written(&self.fingerprint, &shown.existing);
-        }
-        listed.recorded(shown);
-    }
-
-    /// What a lookup will find once this is written, unless the record was held in between, as one
-    /// whose lease is over may have been. A later attempt without references leaves those of an
-    /// earlier one.
-    fn shown(&self, claim: &Claim, sent: Instant, write: &Write) -> Option<Said> {
-        let Write::Complete(completion) = write else {
-            return None;
-        };
-        let is_all = claim.attempt == 1 || !completion.references.as_slice().is_empty();
-        is_all.then(|| self.completed(completion, claim.expires_at, sent))
-    }
-
-    /// A record as a duplicate will see it. Its retention did not begin before `sent`.
-    pub(super) fn completed(
-        &self,
-        completion: &Completion,
-        expires_at: SystemTime,
-        sent: Instant,
-    ) -> Said {
-        let asked = Instant::now();
-        let completed = Completed {
-            answer: completion.answer.clone(),
-            references: completion.references.clone(),
-            expires_at,
-            retention_left: self.policy.ttl.saturating_sub(asked - sent),
-        };
-        Said {
-            existing: Arc::new(Existing::Completed(Box::new(completed))),
-            asked,
-        }
     }
 
     async fn settlement<E>(

@@ -1,7 +1,7 @@
 //! An operation whose writes, messages and answer commit in one transaction.
 
 use std::future::poll_fn;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -11,37 +11,21 @@ use http_body::Body as HttpBody;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use super::claim::Grant;
 use super::execute::Ended;
-use super::follow::{Ask, Asked, Entered};
+use super::follow::Entered;
+use super::open::{Opening, Way};
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
 use crate::body::Whole;
 use crate::extract::{IdempotencyContext, References, Standing};
-use crate::policy::{Disposition, Ending, Lost, Policy, TransactionalDisposition};
+use crate::policy::{Disposition, Ending, Policy, TransactionalDisposition};
 use crate::rejection::{Code, Rejection};
-use crate::running::IN_PROGRESS;
 use crate::stats::Event;
 use crate::store::transaction::Slot;
 use crate::store::{
-    Begun, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, StoreError,
-    StoreErrorKind, Token, TransactionalStore, Verdict, Writes,
+    ClaimRequest, CommitError, Completion, Entry, StoreError, StoreErrorKind, Token,
+    TransactionalStore, Verdict, Writes,
 };
-
-/// How an operation enters.
-enum Way<T> {
-    /// Run the handler in this transaction.
-    Open(T),
-    /// A leased attempt of the same operation was lost; answer that.
-    Abandoned(Grant),
-}
-
-/// Asks for a transaction.
-struct Opening<'a, S> {
-    exchange: &'a Exchange<S>,
-    attempt: ClaimRequest,
-    sent: Instant,
-}
 
 /// What became of one run.
 enum Finished<E> {
@@ -50,87 +34,6 @@ enum Finished<E> {
     Recorded(Result<Response<Body>, E>, Completion, SystemTime),
     /// Everything is rolled back, and another run may succeed.
     Conflict(Code),
-}
-
-/// Rounds of entering, each of which means that a record came or went between two statements.
-const ROUNDS: u32 = 4;
-
-impl<S: TransactionalStore> Ask for Opening<'_, S> {
-    type Right = Way<S::Transaction>;
-
-    /// A replay opens no transaction, and waiting holds none.
-    async fn ask(&mut self) -> Result<Asked<Self::Right>, StoreError> {
-        for _ in 0..=ROUNDS {
-            if let Some(asked) = self.open().await? {
-                return Ok(asked);
-            }
-        }
-        Err(StoreError::unavailable("record changed in every round"))
-    }
-}
-
-impl<S: TransactionalStore> Opening<'_, S> {
-    /// `None`: look again.
-    async fn open(&mut self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
-        let exchange = self.exchange;
-        self.sent = Instant::now();
-        let store = &exchange.shared.core.store;
-        let lookup = || store.lookup(&exchange.identity, &exchange.fingerprint);
-        if let Some(existing) = exchange.guarded(lookup).await? {
-            let is_lost =
-                matches!(&existing, Existing::InProgress { lease_left } if lease_left.is_zero());
-            if !is_lost {
-                return Ok(Some(Asked::Existing(existing)));
-            }
-        }
-        let limit = exchange.policy.execution_limit;
-        let limit = limit.unwrap_or(S::EXECUTION_LIMIT);
-        // The store has just answered. That no transaction is free says nothing of it, and must not
-        // keep others from their replays.
-        let begun = exchange.until_timeout(|| store.begin(&self.attempt, limit));
-        match begun.await? {
-            Begun::Open(transaction) => Ok(Some(Asked::Granted(Way::Open(transaction)))),
-            Begun::Locked => Ok(Some(Asked::Existing(IN_PROGRESS))),
-            Begun::Recorded => self.clear().await,
-        }
-    }
-
-    /// A record is in the way. It is what a leased attempt may have left behind, or an answer that is
-    /// over: a claim knows what to do with either, and is given up again.
-    async fn clear(&self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
-        let exchange = self.exchange;
-        let store = &exchange.shared.core.store;
-        let sent = Instant::now();
-        let mut unheard = false;
-        // Nothing runs under it, so nothing is unknown where it is lost. What takes it back must never
-        // take the record of the transaction for it.
-        let claim = ClaimRequest {
-            token: Token::random()?,
-            lost: Lost::Rerun,
-            ..self.attempt.clone()
-        };
-        match exchange.try_claim(&claim, &mut unheard).await? {
-            Claimed::Acquired(claim) => {
-                let released = exchange.until_timeout(|| store.release(&claim)).await;
-                released.inspect_err(|_| exchange.withdraw(claim.clone()))?;
-                Ok(None)
-            }
-            Claimed::Abandoned(claim) => {
-                let grant = Grant {
-                    claim,
-                    sent,
-                    leased: sent,
-                };
-                Ok(Some(Asked::Granted(Way::Abandoned(grant))))
-            }
-            Claimed::Existing(existing) => {
-                if unheard {
-                    exchange.withdraw(claim.claim(0, SystemTime::UNIX_EPOCH));
-                }
-                Ok(Some(Asked::Existing(existing)))
-            }
-        }
-    }
 }
 
 impl<S: TransactionalStore> Exchange<S> {
@@ -156,11 +59,7 @@ impl<S: TransactionalStore> Exchange<S> {
                 let rejection = Rejection::new(Code::StoreUnavailable);
                 return reply.send(Ok(self.reject(rejection)));
             };
-            let mut opening = Opening {
-                exchange: self,
-                attempt: self.claim_request(token),
-                sent: Instant::now(),
-            };
+            let mut opening = Opening::new(self, token);
             let (transaction, listed) = match self.enter(token, &mut opening, &mut reply).await {
                 Entered::Granted(Way::Open(transaction), listed) => (transaction, listed),
                 Entered::Granted(Way::Abandoned(grant), listed) => {

@@ -37,7 +37,7 @@ impl Running {
         due.map(|kept| kept.renewal.clone()).collect()
     }
 
-    fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
+    pub(super) fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
         let mut attempts = self.lock();
         for (renewal, renewed) in due.iter().zip(outcome) {
             let Some(attempt) = attempts.by_token.get_mut(&renewal.claim.token) else {

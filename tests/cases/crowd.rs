@@ -54,7 +54,7 @@ impl Crowd {
         };
         Detached::new(async move {
             // Whether it was aborted is the test's own business.
-            drop(Abortable::new(task, registration).await);
+            let _ = Abortable::new(task, registration).await;
         })
     }
 

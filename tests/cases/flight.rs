@@ -41,11 +41,14 @@ fn patient() -> Policy {
     policy().with_duplicates(Duplicates::Wait(PATIENCE))
 }
 
+type Watched<B> = (
+    Flaky<<B as Backend>::Store>,
+    Crowd,
+    IdempotencyLayer<Flaky<<B as Backend>::Store>>,
+);
+
 /// A layer with a store that fails on demand, and is given all the time it takes.
-fn watched<B: Backend>(
-    backend: &B,
-    policy: Policy,
-) -> (Flaky<B::Store>, Crowd, IdempotencyLayer<Flaky<B::Store>>) {
+fn watched<B: Backend>(backend: &B, policy: Policy) -> Watched<B> {
     let (store, layer) = backend.flaky(policy);
     let (crowd, layer) = Crowd::of(layer.with_store_timeout(PATIENCE).unwrap());
     (store, crowd, layer)

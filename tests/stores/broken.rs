@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use tower_idempotency::store::conformance::{
-    Subject, claiming, completing, extending, finding, holding, isolation, losing, races,
+    Subject, claiming, completing, expiring, extending, finding, holding, isolation, losing, races,
     releasing, sweeping,
 };
 use tower_idempotency::store::{
@@ -35,6 +35,7 @@ pub enum Fault {
     IgnoresPages,
     FindsEverybodys,
     FindsNothing,
+    TellsTheWholeRetention,
 }
 
 /// A store around another one, with one fault, and what it has to remember to commit it.
@@ -155,12 +156,19 @@ impl<S: Store> Store for Broken<S> {
         identity: &Identity,
         fingerprint: &Fingerprint,
     ) -> Result<Option<Existing>, StoreError> {
-        match self.last(identity) {
+        let mut found = match self.last(identity) {
             Some(last) if self.has(Fault::ComparesNoFingerprints) => {
                 self.store.lookup(identity, &last.fingerprint).await
             }
             _ => self.store.lookup(identity, fingerprint).await,
+        };
+        if let (Ok(Some(Existing::Completed(completed))), Some(last)) =
+            (&mut found, self.last(identity))
+            && self.has(Fault::TellsTheWholeRetention)
+        {
+            completed.retention_left = last.ttl;
         }
+        found
     }
 
     async fn resolve(
@@ -366,4 +374,13 @@ async fn references_that_find_nothing_are_found() {
     let broken = || with(Fault::FindsNothing);
     is_broken(finding::a_held_record_is_found_by_its_reference(broken())).await;
     is_broken(finding::a_lookup_over_all_scopes_shows_every_one(broken())).await;
+}
+
+#[tokio::test]
+async fn a_retention_that_is_told_without_its_age_is_found() {
+    let broken = || with(Fault::TellsTheWholeRetention);
+    is_broken(expiring::the_retention_that_is_left_shrinks_as_time_passes(
+        broken(),
+    ))
+    .await;
 }
