@@ -39,7 +39,8 @@ async fn transactions(pool: &PgPool) -> i64 {
 
 #[tokio::test]
 async fn a_hundred_claims_at_once_are_one_transaction_and_their_completions_another() {
-    let fixture = Fixture::new().await;
+    let mut fixture = Fixture::new().await;
+    fixture.end_sessions();
     let claimed = claim_all(&fixture.store, &keys(100)).await;
     assert_eq!(acquired(&claimed), 100);
     assert_eq!(transactions(&fixture.pool).await, 1);
@@ -59,6 +60,11 @@ async fn a_hundred_claims_at_once_are_one_transaction_and_their_completions_anot
         number(&fixture.pool, "select count(*) from idempotency.record").await,
         100
     );
+    // Not one of them went alone.
+    until("the sessions of the migration are over", async || {
+        backends(&fixture.pool, "application_name = 'tower-idempotency'").await == 0
+    })
+    .await;
 }
 
 #[tokio::test]
