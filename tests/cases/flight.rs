@@ -41,11 +41,10 @@ fn patient() -> Policy {
     policy().with_duplicates(Duplicates::Wait(PATIENCE))
 }
 
+type Watched<S> = (Flaky<S>, Crowd, IdempotencyLayer<Flaky<S>>);
+
 /// A layer with a store that fails on demand, and is given all the time it takes.
-fn watched<B: Backend>(
-    backend: &B,
-    policy: Policy,
-) -> (Flaky<B::Store>, Crowd, IdempotencyLayer<Flaky<B::Store>>) {
+fn watched<B: Backend>(backend: &B, policy: Policy) -> Watched<B::Store> {
     let (store, layer) = backend.flaky(policy);
     let (crowd, layer) = Crowd::of(layer.with_store_timeout(PATIENCE).unwrap());
     (store, crowd, layer)
