@@ -13,7 +13,6 @@ mod common;
 #[allow(dead_code, reason = "not every test uses all of it")]
 #[path = "cases/backend.rs"]
 mod backend;
-#[allow(dead_code, reason = "not every test uses all of it")]
 #[path = "cases/flaky.rs"]
 mod flaky;
 #[allow(dead_code, reason = "not every test uses all of it")]
