@@ -289,7 +289,9 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
         Ok(self.with(|shared| shared.permits = Arc::new(Semaphore::new(max))))
     }
 
-    /// How long one step may wait for the store, retries of a broken connection included. Default: 2 s.
+    /// How long one step may wait for the store, retries of a broken connection included. A duplicate
+    /// waits for what another request of this process is told, for as long in all, and then asks for
+    /// itself. Default: 2 s.
     ///
     /// # Errors
     ///

@@ -47,7 +47,7 @@ enum Followed {
 /// How long a request waits for others.
 struct Waits {
     arrived: Instant,
-    duplicates: Duplicates,
+    is_patient: bool,
     give_up: Instant,
     backoff: Backoff,
     /// How long the store may take to answer others, until this one asks it by itself.
@@ -64,7 +64,7 @@ impl Waits {
         let arrived = Instant::now();
         Self {
             arrived,
-            duplicates,
+            is_patient: !patience.is_zero(),
             give_up: arrived + patience,
             backoff: Backoff::new(Duration::from_millis(25), Duration::from_millis(500)),
             timeout,
@@ -77,13 +77,13 @@ impl Waits {
         self.ask_by = None;
     }
 
-    /// How long to follow one that asks, and what to do then. However many fail one after the other,
-    /// it is a single timeout in all.
+    /// How long to follow one that asks, and what to do then. However many ask one after the other
+    /// without learning anything of this request, it is a single timeout in all.
     fn unheard(&mut self) -> (Instant, Followed) {
         let ask_by = *self
             .ask_by
             .get_or_insert_with(|| Instant::now() + self.timeout);
-        if self.duplicates != Duplicates::Reject && self.give_up < ask_by {
+        if self.is_patient && self.give_up < ask_by {
             (self.give_up, in_progress())
         } else {
             (ask_by, Followed::Alone)
@@ -104,6 +104,10 @@ fn in_progress() -> Followed {
 impl<S: Store> Exchange<S> {
     /// Asks the store, unless another request of this process does. Waits where the policy says so,
     /// but not when the client is gone: the answer will be in the record.
+    ///
+    /// # Cancel safety
+    ///
+    /// Runs in the detached task. Were it dropped, those that follow it would look for another.
     pub(super) async fn enter<A: Ask, E>(
         &self,
         token: Token,
@@ -166,7 +170,7 @@ impl<S: Store> Exchange<S> {
         let mismatch = || Followed::Existing(Arc::new(Existing::Mismatch));
         loop {
             let news = leader.news();
-            if !matches!(news, News::Asking | News::Failed | News::Over) {
+            if matches!(news, News::Elsewhere(_) | News::Running) {
                 waits.heard();
             }
             let (until, then) = match news {

@@ -141,3 +141,44 @@ impl Listed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use http::Response;
+
+    use super::*;
+    use crate::envelope::Envelope;
+    use crate::extract::References;
+    use crate::store::Completed;
+
+    fn completed(retention_left: Duration) -> Said {
+        Said {
+            existing: Arc::new(Existing::Completed(Box::new(Completed {
+                answer: Envelope::new(Response::new("made".into())),
+                references: References::default(),
+                expires_at: SystemTime::UNIX_EPOCH,
+                retention_left,
+            }))),
+            asked: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn an_answer_is_shared_until_its_retention_is_over() {
+        assert!(completed(Duration::from_secs(60)).holds_for(Instant::now()));
+        assert!(!completed(Duration::ZERO).holds_for(Instant::now()));
+    }
+
+    #[test]
+    fn what_may_have_changed_is_told_to_those_who_came_before_it_was_asked_for() {
+        let before = Instant::now();
+        let said = Said {
+            existing: Arc::new(Existing::Held),
+            asked: before + Duration::from_millis(1),
+        };
+        assert!(said.holds_for(before));
+        assert!(!said.holds_for(before + Duration::from_millis(2)));
+    }
+}

@@ -31,6 +31,7 @@ on_every_store!(
     x7_a_claim_that_fails_makes_nobody_wait_for_another,
     x7_an_open_route_runs_once_although_many_ask,
     x8_a_store_that_never_answers_costs_duplicates_no_chain_of_timeouts,
+    x8_many_other_payloads_make_no_chain_of_a_slow_store,
     x11_when_the_first_is_dropped_while_it_asks_another_asks,
     x11_when_the_first_is_dropped_while_it_runs_nobody_waits_for_it,
 );
@@ -41,14 +42,10 @@ fn patient() -> Policy {
     policy().with_duplicates(Duplicates::Wait(PATIENCE))
 }
 
-type Watched<B> = (
-    Flaky<<B as Backend>::Store>,
-    Crowd,
-    IdempotencyLayer<Flaky<<B as Backend>::Store>>,
-);
+type Watched<S> = (Flaky<S>, Crowd, IdempotencyLayer<Flaky<S>>);
 
 /// A layer with a store that fails on demand, and is given all the time it takes.
-fn watched<B: Backend>(backend: &B, policy: Policy) -> Watched<B> {
+fn watched<B: Backend>(backend: &B, policy: Policy) -> Watched<B::Store> {
     let (store, layer) = backend.flaky(policy);
     let (crowd, layer) = Crowd::of(layer.with_store_timeout(PATIENCE).unwrap());
     (store, crowd, layer)
@@ -448,6 +445,24 @@ async fn x8_a_store_that_never_answers_costs_duplicates_no_chain_of_timeouts(
     }
     // One for the first, another for all the others at once; in a chain it were fifty.
     assert!(began.elapsed() < timeout * 10, "{:?}", began.elapsed());
+}
+
+/// What one of them is told says nothing of the others.
+async fn x8_many_other_payloads_make_no_chain_of_a_slow_store(backend: impl Backend) {
+    let runs = Runs::free();
+    let first = Site::orders(&backend.layer(), runs.handler()).await;
+    first.order("a").await.assert_run(1);
+    let (store, layer) = backend.flaky(policy());
+    let layer = layer.with_store_timeout(Duration::from_secs(1)).unwrap();
+    let site = Site::orders(&layer, runs.handler()).await;
+    let late = Duration::from_millis(400);
+    store.claims(Fault::AnswerLate(late));
+    let began = Instant::now();
+    let others = (0..30).map(|number| site.send(Sent::order("a").body(format!("{number}"))));
+    for answer in futures_util::future::join_all(others).await {
+        answer.assert_problem(409, "key-reused");
+    }
+    assert!(began.elapsed() < late * 15, "{:?}", began.elapsed());
 }
 
 async fn x11_when_the_first_is_dropped_while_it_asks_another_asks(backend: impl Backend) {

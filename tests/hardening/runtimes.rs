@@ -82,6 +82,6 @@ fn a_runtime_that_ends_keeps_nobody_of_another_waiting() {
         std::thread::yield_now();
     }
     first.shutdown_background();
-    let answer = second.block_on(tokio::time::timeout(ms(10_000), duplicate));
+    let answer = second.block_on(async { tokio::time::timeout(ms(10_000), duplicate).await });
     assert_eq!(answer.unwrap().unwrap().text(), "tea");
 }
