@@ -1,0 +1,279 @@
+//! The server that all variants share, and the turns they take on it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use faults::cluster::{Cluster, Tuning};
+use faults::process::{Launcher, Subject};
+use sqlx::PgConnection;
+use tower_idempotency::PgStore;
+
+use crate::Role;
+use crate::load::{Ask, Load};
+use crate::meter::Meter;
+use crate::naive;
+use crate::sample::Sample;
+use crate::serve::{Settings, Work};
+use crate::variants::Variant;
+
+/// The pools of all variants together are larger than what a server allows where nothing is said.
+/// All else is as PostgreSQL has it.
+pub(crate) const OPTIONS: &str = "-c max_connections=400";
+
+const SCHEMA: &str = "
+create table charge (
+    id bigint generated always as identity primary key, account text not null, amount bigint not null
+);
+create unlogged table execution (key text not null);";
+
+const EMPTY: &str = "truncate idempotency.record, peer.record, charge, execution";
+
+/// What a record takes, of those that answer.
+const STORED: &str = "
+select avg(pg_column_size(record.*))::float8
+from (select * from idempotency.record limit 1000) as record";
+
+/// How long a slice is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) repetitions: usize,
+    pub(crate) warm_up: Duration,
+    pub(crate) measured: Duration,
+}
+
+/// One of those that take turns.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrant {
+    pub(crate) variant: Variant,
+    pub(crate) work: Work,
+    pub(crate) ask: Ask,
+    pub(crate) connections: usize,
+    pub(crate) answer: usize,
+    /// Processes of it.
+    pub(crate) processes: usize,
+}
+
+/// Its processes.
+#[derive(Debug)]
+struct Team {
+    entrant: Entrant,
+    subjects: Vec<Subject>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Arena {
+    pub(crate) cluster: Cluster,
+    pub(crate) admin: PgConnection,
+    meter: Meter,
+    launcher: Launcher,
+    pub(crate) pace: Pace,
+    /// Whether tables are emptied before each slice.
+    pub(crate) empties: bool,
+}
+
+impl Arena {
+    pub(crate) async fn open(pace: Pace) -> Self {
+        let tuning = Tuning {
+            options: OPTIONS.into(),
+            variables: Vec::new(),
+        };
+        let cluster = Cluster::start_tuned(tuning).await;
+        prepare(&cluster).await;
+        let (admin, meter) = (cluster.connect().await, Meter::of(&cluster).await);
+        let program = std::env::current_exe().expect("it runs");
+        let program = program.into_os_string().into_string().expect("it is text");
+        Self {
+            cluster,
+            admin,
+            meter,
+            launcher: Launcher(program.leak()),
+            pace,
+            empties: true,
+        }
+    }
+
+    /// Lets its server flush more slowly from now on, or as it can.
+    pub(crate) async fn slow_down(&mut self, shim: Option<(PathBuf, Duration)>) {
+        let variables = shim.map(|(shim, delay)| {
+            vec![
+                ("LD_PRELOAD", shim.display().to_string()),
+                ("FLUSH_DELAY_US", delay.as_micros().to_string()),
+            ]
+        });
+        self.cluster.shut("fast");
+        self.cluster.tune(Tuning {
+            options: OPTIONS.into(),
+            variables: variables.unwrap_or_default(),
+        });
+        self.cluster.boot();
+        self.admin = self.cluster.connect().await;
+        self.meter = Meter::of(&self.cluster).await;
+    }
+
+    /// Samples of each entrant, one a repetition.
+    pub(crate) async fn rounds(&mut self, entrants: &[Entrant]) -> Vec<Vec<Sample>> {
+        let mut teams = Vec::new();
+        for entrant in entrants {
+            teams.push(self.field(entrant.clone()).await);
+        }
+        let mut samples = vec![Vec::new(); teams.len()];
+        for _ in 0..self.pace.repetitions {
+            for (team, samples) in teams.iter().zip(&mut samples) {
+                samples.push(self.slice(team).await);
+            }
+        }
+        samples
+    }
+
+    async fn field(&self, entrant: Entrant) -> Team {
+        let settings = self.settings(entrant.variant, entrant.work, entrant.answer);
+        let subjects = self.serve(entrant.processes, &settings).await;
+        Team { entrant, subjects }
+    }
+
+    pub(crate) fn settings(&self, variant: Variant, work: Work, answer: usize) -> Settings {
+        Settings {
+            variant,
+            // Tells the sessions of variants from those that measure.
+            database: format!("{}?application_name=variant", self.cluster.url()),
+            answer,
+            work,
+        }
+    }
+
+    pub(crate) async fn serve(&self, processes: usize, settings: &Settings) -> Vec<Subject> {
+        let role = Role::Serve(settings.clone());
+        self.launcher.start_all(processes, &role).await
+    }
+
+    /// # Panics
+    ///
+    /// When the load breaks off, or handlers ran more or less often than they were to.
+    async fn slice(&mut self, team: &Team) -> Sample {
+        self.reset().await;
+        let before = runs(&team.subjects).await;
+        let load = team.load();
+        let keys = load.ask;
+        let mut running = load.start();
+        running.ready().await;
+        tokio::time::sleep(self.pace.warm_up).await;
+        let pids: Vec<u32> = team.subjects.iter().map(Subject::pid).collect();
+        running.measure(true);
+        let (began, used) = (running.done(), self.meter.read(&pids).await);
+        tokio::time::sleep(self.pace.measured).await;
+        let (ended, spent) = (running.done(), self.meter.read(&pids).await - used);
+        running.measure(false);
+        let variant = team.entrant.variant;
+        let sent = running.end().await;
+        let sent = sent.unwrap_or_else(|error| panic!("{variant}: {error}"));
+        let ran = runs(&team.subjects).await - before;
+        let expected = match keys {
+            Ask::Fresh(_) => sent.done,
+            Ask::Replays(each) => (each * team.entrant.connections) as u64,
+            Ask::Get => 0,
+        };
+        assert!(
+            ran == expected || variant.runs_always() || sent.failed > 0,
+            "{variant}: {ran} runs for {expected} operations"
+        );
+        Sample::of(ended - began, spent, &sent, self.stored(variant).await)
+    }
+
+    /// How many commits there are for each operation.
+    pub(crate) async fn commits(&mut self, entrant: &Entrant) -> f64 {
+        self.is_left().await;
+        let before = self.committed().await;
+        let team = self.field(entrant.clone()).await;
+        let mut running = team.load().start();
+        running.ready().await;
+        tokio::time::sleep(self.pace.measured).await;
+        let sent = running.end().await.expect("they are answered");
+        // Sessions that end tell what they did; others do so when they like.
+        drop(team);
+        self.is_left().await;
+        ratio(self.committed().await - before, sent.done)
+    }
+
+    async fn committed(&mut self) -> u64 {
+        const COMMITTED: &str = "
+            select xact_commit from pg_stat_database where datname = current_database()";
+        let committed = sqlx::query_scalar(COMMITTED).fetch_one(&mut self.admin);
+        let committed: i64 = committed.await.expect("it answers");
+        u64::try_from(committed).expect("a count")
+    }
+
+    /// Waits until no server of a variant has a session.
+    async fn is_left(&mut self) {
+        const SESSIONS: &str = "
+            select count(*) from pg_stat_activity
+            where backend_type = 'client backend' and application_name <> ''";
+        for _ in 0..1000 {
+            let sessions = sqlx::query_scalar(SESSIONS).fetch_one(&mut self.admin);
+            if sessions.await.is_ok_and(|sessions: i64| sessions == 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("sessions outlive their processes");
+    }
+
+    async fn reset(&mut self) {
+        if self.empties {
+            self.execute(EMPTY).await;
+        }
+        // Each slice begins with the same distance to the next one.
+        self.execute("checkpoint").await;
+    }
+
+    async fn stored(&mut self, variant: Variant) -> f64 {
+        if !variant.is_own() {
+            return 0.0;
+        }
+        let stored = sqlx::query_scalar(STORED).fetch_one(&mut self.admin).await;
+        let stored: Option<f64> = stored.expect("it answers");
+        stored.unwrap_or_default()
+    }
+
+    /// # Panics
+    ///
+    /// When the server refuses.
+    pub(crate) async fn execute(&mut self, sql: &'static str) {
+        let done = sqlx::raw_sql(sql).execute(&mut self.admin).await;
+        done.expect("the statement can be executed");
+    }
+}
+
+impl Team {
+    fn load(&self) -> Load {
+        let entrant = &self.entrant;
+        Load {
+            ports: self.subjects.iter().map(|subject| subject.port).collect(),
+            connections: entrant.connections,
+            ask: entrant.ask,
+            answer: entrant.answer,
+            sessions: entrant.variant.sessions(),
+            pace: None,
+        }
+    }
+}
+
+async fn prepare(cluster: &Cluster) {
+    let pool = sqlx::PgPool::connect(&cluster.url()).await;
+    let store = PgStore::new(pool.expect("it accepts connections"));
+    store.migrate().await.expect("it can be migrated");
+    store.close().await;
+    cluster.execute(&[naive::SCHEMA, SCHEMA]).await;
+}
+
+async fn runs(subjects: &[Subject]) -> u64 {
+    let mut runs = 0;
+    for subject in subjects {
+        runs += subject.runs().await;
+    }
+    runs
+}
+
+#[expect(clippy::cast_precision_loss, reason = "they are not that many")]
+fn ratio(one: u64, other: u64) -> f64 {
+    one as f64 / other as f64
+}
