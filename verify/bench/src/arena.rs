@@ -1,7 +1,7 @@
 //! The server that all variants share, and the turns they take on it.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use faults::cluster::{Cluster, Tuning};
 use faults::process::{Launcher, Subject};
@@ -93,7 +93,7 @@ impl Arena {
     }
 
     /// Lets its server flush more slowly from now on, or as it can.
-    pub(crate) async fn slow_down(&mut self, shim: Option<(PathBuf, Duration)>) {
+    pub(crate) async fn slow_down(&mut self, shim: Option<(&Path, Duration)>) {
         let variables = shim.map(|(shim, delay)| {
             vec![
                 ("LD_PRELOAD", shim.display().to_string()),
@@ -134,8 +134,7 @@ impl Arena {
     pub(crate) fn settings(&self, variant: Variant, work: Work, answer: usize) -> Settings {
         Settings {
             variant,
-            // Tells the sessions of variants from those that measure.
-            database: format!("{}?application_name=variant", self.cluster.url()),
+            database: self.cluster.url(),
             answer,
             work,
         }
@@ -179,42 +178,36 @@ impl Arena {
         Sample::of(ended - began, spent, &sent, self.stored(variant).await)
     }
 
-    /// How many commits there are for each operation.
-    pub(crate) async fn commits(&mut self, entrant: &Entrant) -> f64 {
-        self.is_left().await;
-        let before = self.committed().await;
+    /// How many commits are written for each operation; `None` where the server cannot tell.
+    pub(crate) async fn commits(&mut self, entrant: &Entrant) -> Option<f64> {
+        const TELLS: &str = "create extension if not exists pg_walinspect";
+        sqlx::raw_sql(TELLS).execute(&mut self.admin).await.ok()?;
         let team = self.field(entrant.clone()).await;
+        let began = self.flushed().await;
         let mut running = team.load().start();
         running.ready().await;
         tokio::time::sleep(self.pace.measured).await;
         let sent = running.end().await.expect("they are answered");
-        // Sessions that end tell what they did; others do so when they like.
-        drop(team);
-        self.is_left().await;
-        ratio(self.committed().await - before, sent.done)
+        Some(ratio(self.committed(&began).await, sent.done))
     }
 
-    async fn committed(&mut self) -> u64 {
+    async fn flushed(&mut self) -> String {
+        const FLUSHED: &str = "select pg_current_wal_flush_lsn()::text";
+        let flushed = sqlx::query_scalar(FLUSHED).fetch_one(&mut self.admin);
+        flushed.await.expect("it answers")
+    }
+
+    /// Commits since a place of the log.
+    async fn committed(&mut self, began: &str) -> u64 {
         const COMMITTED: &str = "
-            select xact_commit from pg_stat_database where datname = current_database()";
-        let committed = sqlx::query_scalar(COMMITTED).fetch_one(&mut self.admin);
-        let committed: i64 = committed.await.expect("it answers");
+            select count from pg_get_wal_stats($1::text::pg_lsn, pg_current_wal_flush_lsn(), true)
+            where \"resource_manager/record_type\" = 'Transaction/COMMIT'";
+        let committed = sqlx::query_scalar(COMMITTED).bind(began);
+        let committed: i64 = committed
+            .fetch_one(&mut self.admin)
+            .await
+            .expect("it answers");
         u64::try_from(committed).expect("a count")
-    }
-
-    /// Waits until no server of a variant has a session.
-    async fn is_left(&mut self) {
-        const SESSIONS: &str = "
-            select count(*) from pg_stat_activity
-            where backend_type = 'client backend' and application_name <> ''";
-        for _ in 0..1000 {
-            let sessions = sqlx::query_scalar(SESSIONS).fetch_one(&mut self.admin);
-            if sessions.await.is_ok_and(|sessions: i64| sessions == 0) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("sessions outlive their processes");
     }
 
     async fn reset(&mut self) {
@@ -232,6 +225,18 @@ impl Arena {
         let stored = sqlx::query_scalar(STORED).fetch_one(&mut self.admin).await;
         let stored: Option<f64> = stored.expect("it answers");
         stored.unwrap_or_default()
+    }
+
+    /// How long a commit takes that nobody shares, at least of some.
+    pub(crate) async fn commit_time(&mut self) -> Duration {
+        let mut least = Duration::MAX;
+        for _ in 0..20 {
+            let asked = Instant::now();
+            self.execute("insert into charge (account, amount) values ('acme', 1)")
+                .await;
+            least = least.min(asked.elapsed());
+        }
+        least
     }
 
     /// # Panics

@@ -73,7 +73,7 @@ const LIMITS: &[Limit] = &[
     at_most("S2-cpu-vs-naive", 0.2, 0.12),
     at_least("S3-transactional-vs-naive", 1.7, 2.0),
     at_most("S3-cpu-vs-bare-transaction", 1.6, 1.3),
-    // Connections that are made meanwhile commit something, too.
+    // The server commits something of its own now and then.
     at_most("S3-commits-per-operation", 1.05, 1.02),
     at_least("S4-cached-replay-vs-bare", 0.88, 0.93),
     at_least("S5-replay-vs-naive", 2.3, 2.6),

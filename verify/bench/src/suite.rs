@@ -35,6 +35,9 @@ pub(crate) async fn run(options: Options) -> bool {
     suite.business().await;
     suite.replays().await;
     suite.connections().await;
+    suite.bodies().await;
+    suite.slow_flush().await;
+    suite.uncovered().await;
     suite.report.end()
 }
 
