@@ -467,6 +467,7 @@ impl Record {
                 answer: Envelope::decode(&bytes(answer)?).map_err(StoreError::corrupt)?,
                 references: self.references()?,
                 expires_at: time(self.expires_at),
+                retention_left: Duration::from_millis(self.expires_at.saturating_sub(now)),
             }))),
         }
     }

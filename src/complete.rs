@@ -271,8 +271,10 @@ impl<S: PhasedStore> Completer<S> {
             }
             Claimed::Existing(_) => return Err("somebody else is at it".into()),
         };
-        let (store, running) = (&self.store, &self.running);
-        let (listed, lease) = running.keep(store, &claim, &request.fingerprint, self.lease, sent);
+        let store = &self.store;
+        let (identity, fingerprint) = (&request.identity, &request.fingerprint);
+        let listed = self.running.list_alone(identity, fingerprint, claim.token);
+        let lease = listed.keep(store, &claim, self.lease, sent);
         let standing = Standing::Lease(lease);
         let context = IdempotencyContext::new(claim.identity.clone(), claim.attempt, standing);
         let times = Times {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum_core::body::Body;
 use http::Response;
 use tokio::sync::Semaphore;
@@ -13,6 +14,7 @@ use tower_layer::Layer;
 use tracing::Instrument;
 
 use crate::breaker::Breaker;
+use crate::cache::ReplayCache;
 use crate::detached::{Detached, SpawnHook};
 use crate::error::ConfigError;
 use crate::identity::Identity;
@@ -73,6 +75,7 @@ pub(crate) struct Core<S> {
     pub(crate) running: Arc<Running>,
     /// Claims given up that are still to be taken back.
     pub(crate) withdrawals: Arc<Semaphore>,
+    pub(crate) replays: ArcSwap<ReplayCache>,
     counters: Counters,
     pub(crate) tasks: TaskTracker,
     is_closing: AtomicBool,
@@ -102,6 +105,7 @@ impl<S: Store> IdempotencyLayer<S> {
             store: Arc::new(store),
             running: Arc::default(),
             withdrawals: Arc::new(Semaphore::new(1024)),
+            replays: ArcSwap::from_pointee(ReplayCache::new(32 << 20)),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
             is_closing: AtomicBool::new(false),
@@ -344,6 +348,32 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
         Ok(self.with(|shared| shared.breaker = Arc::new(Breaker::new(failures))))
     }
 
+    /// The most bytes that answers may take which routes replay from memory
+    /// ([`Policy::with_replay_cache`]), with what it takes to find them; those that were used least
+    /// recently make room. Default: 32 MiB. One cache serves this layer and all its clones, also those
+    /// made before: it is replaced by an empty one.
+    ///
+    /// # Errors
+    ///
+    /// `replay_cache_size` of zero: the policy says whether there is a cache.
+    ///
+    /// ```
+    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+    ///     .with_policy(Policy::high().with_replay_cache(true))?
+    ///     .with_replay_cache_size(256 << 20)?;
+    /// assert!(layer.with_replay_cache_size(0).is_err());
+    /// # Ok::<(), tower_idempotency::ConfigError>(())
+    /// ```
+    pub fn with_replay_cache_size(self, bytes: usize) -> Result<Self, ConfigError> {
+        if bytes == 0 {
+            return Err(ConfigError::new("replay_cache_size", "must be at least 1"));
+        }
+        let cache = Arc::new(ReplayCache::new(bytes));
+        self.shared.core.replays.store(cache);
+        Ok(self)
+    }
+
     /// Wraps the task of every keyed request, to carry task-locals into it. The current `tracing`
     /// span is carried in any case. Called where the request is.
     ///
@@ -483,11 +513,15 @@ impl<S: Store> Shared<S> {
         self.core.counters.count(event);
     }
 
+    pub(crate) fn is_closing(&self) -> bool {
+        self.core.is_closing.load(Ordering::SeqCst)
+    }
+
     /// Leave to begin something that a shutdown waits for, unless it has begun. The token is taken
     /// first: a shutdown sees it, or is seen.
     pub(crate) fn enter(&self) -> Option<TaskTrackerToken> {
         let token = self.core.tasks.token();
-        (!self.core.is_closing.load(Ordering::SeqCst)).then_some(token)
+        (!self.is_closing()).then_some(token)
     }
 
     /// Runs a future to its end, whoever waits for it, within the current span.

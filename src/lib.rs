@@ -89,6 +89,7 @@ mod backoff;
 mod body;
 mod boundary;
 mod breaker;
+mod cache;
 mod canonical;
 mod complete;
 mod derived;

@@ -2,6 +2,7 @@
 
 mod claim;
 mod execute;
+mod follow;
 mod replay;
 mod settle;
 mod transact;
@@ -160,7 +161,8 @@ impl<S: Store> Exchange<S> {
         }
     }
 
-    /// Runs the operation in a task of its own, and waits for its answer.
+    /// Runs the operation in a task of its own, and waits for its answer; what is known already needs
+    /// neither a task nor a place among those that run.
     pub(crate) async fn detach<E, D>(
         self,
         drive: impl FnOnce(Self, Reply<E>) -> D,
@@ -169,6 +171,9 @@ impl<S: Store> Exchange<S> {
         E: Send + 'static,
         D: Future<Output = ()> + Send + 'static,
     {
+        if let Some(replay) = self.cached() {
+            return Ok(replay);
+        }
         let (shared, policy) = (self.shared.clone(), self.policy.clone());
         let rejected = |code| Ok(shared.reject(&policy, Rejection::new(code)));
         let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
@@ -210,8 +215,10 @@ impl<S: Store> Exchange<S> {
     {
         match self.claim(&mut reply).await {
             Entry::Answer(response) => reply.send(Ok(response)),
-            Entry::Claimed(claim, sent) => self.execute(inner, request, claim, sent, reply).await,
-            Entry::Abandoned(claim, sent) => self.answer_lost(claim, sent, reply).await,
+            Entry::Claimed(grant, listed) => {
+                self.execute(inner, request, grant, listed, reply).await;
+            }
+            Entry::Abandoned(grant, listed) => self.answer_lost(grant, listed, reply).await,
             Entry::Unprotected(listed) => {
                 self.execute_unprotected(inner, request, listed, reply)
                     .await;

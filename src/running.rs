@@ -1,56 +1,27 @@
-//! The attempts of this process: kept alive by one heartbeat for all leases of one length in one
-//! runtime.
+//! The attempts of this process: of those that ask for the same, one goes first and the others follow
+//! it; and the leases of those that run are kept alive.
+
+mod follow;
+mod heart;
+mod lease;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Id};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
-use crate::store::{Claim, Existing, LeaseRenewal, Renewed, Store, StoreError, Token};
+use crate::store::{Claim, Existing, LeaseRenewal, Store, Token};
 
-/// The part of a lease that is not relied on, for clocks that run at different speeds.
-const MARGIN: u32 = 10;
+pub(crate) use follow::{Leader, News};
+use heart::Heart;
+pub(crate) use lease::Lease;
+
 /// Beats in one lease, so that two may fail.
 const BEATS: u32 = 3;
-
-/// What this process knows of one lease.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    trusted_until: Mutex<Option<Instant>>,
-}
-
-impl Lease {
-    fn new(confirmed: Instant, length: Duration) -> Self {
-        let lease = Self {
-            trusted_until: Mutex::new(None),
-        };
-        lease.confirm(confirmed, length);
-        lease
-    }
-
-    /// `sent` is when the renewal was sent, which is before the database read its clock.
-    fn confirm(&self, sent: Instant, length: Duration) {
-        *self.lock() = Some(sent + (length - length / MARGIN));
-    }
-
-    fn lose(&self) {
-        *self.lock() = None;
-    }
-
-    pub(crate) fn is_current(&self) -> bool {
-        self.lock().is_some_and(|until| Instant::now() < until)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.trusted_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct Running {
@@ -60,7 +31,9 @@ pub(crate) struct Running {
 #[derive(Debug, Default)]
 struct Attempts {
     by_token: HashMap<Token, Attempt>,
-    /// The latest attempt of an operation.
+    /// Who asks the store about an operation on behalf of all.
+    asking: HashMap<Identity, Token>,
+    /// The latest attempt of an operation that runs.
     latest: HashMap<Identity, Token>,
     hearts: HashMap<Pulse, Arc<Notify>>,
 }
@@ -79,27 +52,22 @@ struct Attempt {
     identity: Identity,
     fingerprint: Fingerprint,
     claim: ClaimState,
+    /// Dropped with the attempt, which tells those that follow it that it is over.
+    news: watch::Sender<News>,
+    wanted: Arc<Notify>,
 }
 
 #[derive(Debug)]
 enum ClaimState {
+    /// Not yet compared with a record.
+    Asking,
     Kept(Kept),
     /// Taken over by somebody else, or resolved: the store knows better.
     Lost,
     /// Runs without one, because the store was down.
     Never,
-    /// Asks for a transaction: not yet compared with a record.
-    Entering,
     /// Runs in a transaction.
     Transaction,
-}
-
-/// Who is in the way of an attempt that wants to enter.
-#[derive(Debug)]
-pub(crate) enum Occupant {
-    Running(Existing),
-    /// It is not known yet whether it may.
-    Entering,
 }
 
 #[derive(Debug)]
@@ -115,114 +83,126 @@ struct Kept {
 pub(crate) struct Listed {
     running: Arc<Running>,
     token: Token,
+    wanted: Arc<Notify>,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.running.lock().remove(self.token);
+        // Whoever follows it is woken when the lock is free again.
+        let attempt = self.running.lock().remove(self.token);
+        drop(attempt);
     }
 }
 
 impl Attempts {
     fn insert(&mut self, token: Token, attempt: Attempt) {
-        self.latest.insert(attempt.identity.clone(), token);
+        if !matches!(attempt.claim, ClaimState::Asking) {
+            self.latest.insert(attempt.identity.clone(), token);
+        }
         self.by_token.insert(token, attempt);
     }
 
-    fn remove(&mut self, token: Token) {
-        let Some(attempt) = self.by_token.remove(&token) else {
+    fn remove(&mut self, token: Token) -> Option<Attempt> {
+        let attempt = self.by_token.remove(&token)?;
+        for first in [&mut self.asking, &mut self.latest] {
+            if first.get(&attempt.identity) == Some(&token) {
+                first.remove(&attempt.identity);
+            }
+        }
+        Some(attempt)
+    }
+
+    /// From now on it runs, and says so to those that follow it.
+    fn run(&mut self, token: Token, claim: ClaimState) {
+        let Some(attempt) = self.by_token.get_mut(&token) else {
             return;
         };
-        if self.latest.get(&attempt.identity) == Some(&token) {
-            self.latest.remove(&attempt.identity);
+        attempt.claim = claim;
+        attempt.news.send_replace(News::Running);
+        let identity = attempt.identity.clone();
+        if self.asking.get(&identity) == Some(&token) {
+            self.asking.remove(&identity);
         }
+        self.latest.insert(identity, token);
     }
 
-    /// What a duplicate is answered while this process runs the operation. A run without a claim was
-    /// not compared with the record, so another request is for the store to judge, while it is up.
-    fn find(
-        &self,
-        identity: &Identity,
-        fingerprint: &Fingerprint,
-        store_is_up: bool,
-    ) -> Option<Existing> {
-        let running = self.by_token.get(self.latest.get(identity)?)?;
-        let is_same = fingerprint.matches(&running.fingerprint);
-        match running.claim {
-            ClaimState::Lost | ClaimState::Entering => None,
-            ClaimState::Never if store_is_up && !is_same => None,
-            _ if !is_same => Some(Existing::Mismatch),
-            _ => Some(Existing::InProgress {
-                lease_left: Duration::from_secs(1),
-            }),
-        }
+    fn latest(&self, identity: &Identity) -> Option<&Attempt> {
+        self.by_token.get(self.latest.get(identity)?)
     }
 
-    fn is_entering(&self, identity: &Identity) -> bool {
-        let token = self.latest.get(identity);
-        let attempt = token.and_then(|token| self.by_token.get(token));
-        attempt.is_some_and(|attempt| matches!(attempt.claim, ClaimState::Entering))
-    }
-
-    fn kept(&self, pulse: Pulse) -> impl Iterator<Item = &Kept> {
-        let claims = self.by_token.values().map(|attempt| &attempt.claim);
-        claims.filter_map(move |claim| match claim {
-            ClaimState::Kept(kept) if kept.pulse == pulse => Some(kept),
-            _ => None,
+    /// The attempt that runs in place of such a request. A run without a claim was not compared with
+    /// the record, so another request is for the store to judge.
+    fn in_place_of(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<&Attempt> {
+        self.latest(identity).filter(|attempt| match attempt.claim {
+            ClaimState::Lost => false,
+            ClaimState::Never => fingerprint.matches(&attempt.fingerprint),
+            _ => true,
         })
+    }
+
+    /// Whom a request has to follow.
+    fn leader(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Leader> {
+        let running = self.in_place_of(identity, fingerprint);
+        let asking = || self.by_token.get(self.asking.get(identity)?);
+        let attempt = running.or_else(asking)?;
+        if *fingerprint == attempt.fingerprint {
+            attempt.want();
+        }
+        Some(Leader::new(attempt))
+    }
+
+    /// What a duplicate is answered while the store is down.
+    fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
+        let running = self.latest(identity)?;
+        match running.claim {
+            ClaimState::Lost => None,
+            _ if !fingerprint.matches(&running.fingerprint) => Some(Existing::Mismatch),
+            _ => Some(IN_PROGRESS),
+        }
     }
 }
 
+/// Nobody can say for how long.
+pub(crate) const IN_PROGRESS: Existing = Existing::InProgress {
+    lease_left: Duration::from_secs(1),
+};
+
 impl Running {
-    /// What a duplicate is answered while this process runs the operation, even when its lease has
-    /// run out because the store could not be reached.
-    pub(crate) fn find(&self, identity: &Identity, fingerprint: &Fingerprint) -> Option<Existing> {
-        self.lock().find(identity, fingerprint, true)
-    }
-
-    /// Lists a claimed attempt, and keeps its lease alive from now on, for as long as the runtime lives
-    /// in which this is called. `sent` is when the claim was sent.
-    pub(crate) fn keep<S: Store + Clone>(
+    /// Lists an attempt that is about to ask the store, as the first of its operation.
+    ///
+    /// # Errors
+    ///
+    /// Another one of this process came first.
+    pub(crate) fn lead(
         self: &Arc<Self>,
-        store: &S,
-        claim: &Claim,
+        identity: &Identity,
         fingerprint: &Fingerprint,
-        length: Duration,
-        sent: Instant,
-    ) -> (Listed, Arc<Lease>) {
-        let lease = Arc::new(Lease::new(sent, length));
-        let runtime = Handle::current().id();
-        let pulse = Pulse { length, runtime };
-        let attempt = Attempt {
-            identity: claim.identity.clone(),
-            fingerprint: fingerprint.clone(),
-            claim: ClaimState::Kept(Kept {
-                renewal: LeaseRenewal {
-                    claim: claim.clone(),
-                    lease: length,
-                },
-                pulse,
-                lease: lease.clone(),
-                next_beat: sent + length / BEATS,
-            }),
-        };
+        token: Token,
+    ) -> Result<Listed, Leader> {
         let mut attempts = self.lock();
-        attempts.insert(claim.token, attempt);
-        if let Some(changed) = attempts.hearts.get(&pulse) {
-            changed.notify_one();
-        } else {
-            let changed = Arc::new(Notify::new());
-            attempts.hearts.insert(pulse, changed.clone());
-            // A runtime that is going down drops the task at once, and its heart takes the lock.
-            drop(attempts);
-            let heart = Heart::new(self.clone(), pulse);
-            tokio::spawn(heart.beat(store.clone(), changed));
+        if let Some(leader) = attempts.leader(identity, fingerprint) {
+            return Err(leader);
         }
-        (self.listed(claim.token), lease)
+        attempts.asking.insert(identity.clone(), token);
+        Ok(self.list(&mut attempts, identity, fingerprint, token, None))
     }
 
-    /// Lists an attempt that runs although the store is down, unless this process runs the same
-    /// operation already.
+    /// Lists an attempt that asks the store for itself, and that nobody follows before it runs.
+    pub(crate) fn list_alone(
+        self: &Arc<Self>,
+        identity: &Identity,
+        fingerprint: &Fingerprint,
+        token: Token,
+    ) -> Listed {
+        self.list(&mut self.lock(), identity, fingerprint, token, None)
+    }
+
+    /// Lists an attempt that runs although the store is down.
+    ///
+    /// # Errors
+    ///
+    /// What a duplicate is answered where this process runs the same operation already, even when its
+    /// lease has run out because the store could not be reached.
     pub(crate) fn list_unprotected(
         self: &Arc<Self>,
         identity: &Identity,
@@ -230,177 +210,94 @@ impl Running {
         token: Token,
     ) -> Result<Listed, Existing> {
         let mut attempts = self.lock();
-        if let Some(existing) = attempts.find(identity, fingerprint, false) {
+        if let Some(existing) = attempts.find(identity, fingerprint) {
             return Err(existing);
         }
-        let attempt = Attempt {
-            identity: identity.clone(),
-            fingerprint: fingerprint.clone(),
-            claim: ClaimState::Never,
-        };
-        attempts.insert(token, attempt);
-        drop(attempts);
-        Ok(self.listed(token))
+        let never = Some(ClaimState::Never);
+        Ok(self.list(&mut attempts, identity, fingerprint, token, never))
     }
 
-    /// Lists an attempt that asks for a transaction, unless this process runs the operation already.
-    pub(crate) fn enter(
+    fn list(
         self: &Arc<Self>,
+        attempts: &mut Attempts,
         identity: &Identity,
         fingerprint: &Fingerprint,
         token: Token,
-    ) -> Result<Listed, Occupant> {
-        let mut attempts = self.lock();
-        if let Some(existing) = attempts.find(identity, fingerprint, true) {
-            return Err(Occupant::Running(existing));
-        }
-        if attempts.is_entering(identity) {
-            return Err(Occupant::Entering);
-        }
+        runs: Option<ClaimState>,
+    ) -> Listed {
+        let wanted = Arc::new(Notify::new());
+        let news = match runs {
+            Some(_) => News::Running,
+            None => News::Asking,
+        };
         let attempt = Attempt {
             identity: identity.clone(),
             fingerprint: fingerprint.clone(),
-            claim: ClaimState::Entering,
+            claim: runs.unwrap_or(ClaimState::Asking),
+            news: watch::Sender::new(news),
+            wanted: wanted.clone(),
         };
         attempts.insert(token, attempt);
-        drop(attempts);
-        Ok(self.listed(token))
-    }
-
-    /// Whether an attempt of this process asks for a transaction.
-    pub(crate) fn is_entering(&self, identity: &Identity) -> bool {
-        self.lock().is_entering(identity)
-    }
-
-    /// The attempt has its transaction, and no record is of another request.
-    pub(crate) fn confirm(&self, token: Token) {
-        if let Some(attempt) = self.lock().by_token.get_mut(&token) {
-            attempt.claim = ClaimState::Transaction;
+        Listed {
+            running: self.clone(),
+            token,
+            wanted,
         }
     }
 
     /// What is running, by the ids of records.
     pub(crate) fn identities(&self) -> Vec<Identity> {
         let attempts = self.lock();
-        let running = attempts.by_token.values();
+        let listed = attempts.by_token.values();
+        let running = listed.filter(|attempt| !matches!(attempt.claim, ClaimState::Asking));
         running.map(|attempt| attempt.identity.clone()).collect()
-    }
-
-    fn listed(self: &Arc<Self>, token: Token) -> Listed {
-        Listed {
-            running: self.clone(),
-            token,
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Attempts> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// When the next lease is to be renewed; `None` ends the heartbeat.
-    fn next_beat(&self, pulse: Pulse) -> Option<Instant> {
-        let mut attempts = self.lock();
-        let next = attempts.kept(pulse).map(|kept| kept.next_beat).min();
-        if next.is_none() {
-            attempts.hearts.remove(&pulse);
-        }
-        next
-    }
-
-    /// All leases that are due, or will be half a beat from now: one statement for them together.
-    fn due(&self, pulse: Pulse, now: Instant) -> Vec<LeaseRenewal> {
-        let attempts = self.lock();
-        let soon = now + pulse.length / (2 * BEATS);
-        let due = attempts.kept(pulse).filter(|kept| kept.next_beat <= soon);
-        due.map(|kept| kept.renewal.clone()).collect()
-    }
-
-    fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
-        let mut attempts = self.lock();
-        for (renewal, renewed) in due.iter().zip(outcome) {
-            let Some(attempt) = attempts.by_token.get_mut(&renewal.claim.token) else {
-                continue;
-            };
-            let ClaimState::Kept(kept) = &mut attempt.claim else {
-                continue;
-            };
-            match renewed {
-                Renewed::Kept => {
-                    kept.lease.confirm(sent, renewal.lease);
-                    kept.next_beat = sent + renewal.lease / BEATS;
-                }
-                Renewed::Busy => {
-                    kept.next_beat = Instant::now() + renewal.lease / (4 * BEATS);
-                }
-                Renewed::Lost => {
-                    tracing::warn!(id = %attempt.identity.id(), "claim was lost while its handler runs");
-                    kept.lease.lose();
-                    attempt.claim = ClaimState::Lost;
-                }
-            }
-        }
-    }
 }
 
-/// The task of the heartbeat. Should it be dropped with its runtime, or panic with its store, the
-/// next attempt that is listed starts another.
-struct Heart {
-    running: Arc<Running>,
-    pulse: Pulse,
-    beats: bool,
-}
-
-impl Drop for Heart {
-    fn drop(&mut self) {
-        if self.beats {
-            self.running.lock().hearts.remove(&self.pulse);
-        }
-    }
-}
-
-impl Heart {
-    fn new(running: Arc<Running>, pulse: Pulse) -> Self {
-        Self {
-            running,
+impl Listed {
+    /// It has claimed its record: keeps the lease alive from now on, for as long as the runtime lives
+    /// in which this is called. `sent` is when the claim was sent.
+    pub(crate) fn keep<S: Store + Clone>(
+        &self,
+        store: &S,
+        claim: &Claim,
+        length: Duration,
+        sent: Instant,
+    ) -> Arc<Lease> {
+        let lease = Arc::new(Lease::new(sent, length));
+        let runtime = Handle::current().id();
+        let pulse = Pulse { length, runtime };
+        let kept = Kept {
+            renewal: LeaseRenewal {
+                claim: claim.clone(),
+                lease: length,
+            },
             pulse,
-            beats: true,
+            lease: lease.clone(),
+            next_beat: sent + length / BEATS,
+        };
+        let mut attempts = self.running.lock();
+        attempts.run(self.token, ClaimState::Kept(kept));
+        if let Some(changed) = attempts.hearts.get(&pulse) {
+            changed.notify_one();
+            return lease;
         }
+        let changed = Arc::new(Notify::new());
+        attempts.hearts.insert(pulse, changed.clone());
+        // A runtime that is going down drops the task at once, and its heart takes the lock.
+        drop(attempts);
+        let heart = Heart::new(self.running.clone(), pulse);
+        tokio::spawn(heart.beat(store.clone(), changed));
+        lease
     }
 
-    /// Runs while there are leases to renew. One slow or failing round is followed by the next.
-    async fn beat<S: Store>(mut self, store: S, changed: Arc<Notify>) {
-        let (running, pulse) = (self.running.clone(), self.pulse);
-        while let Some(next) = running.next_beat(pulse) {
-            tokio::select! {
-                () = tokio::time::sleep_until(next.into()) => {}
-                () = changed.notified() => continue,
-            }
-            let sent = Instant::now();
-            let due = running.due(pulse, sent);
-            if due.is_empty() {
-                continue;
-            }
-            let outcome = renew(&store, &due, pulse.length / BEATS).await;
-            let outcome = outcome.unwrap_or_else(|error| {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot renew leases"
-                );
-                vec![Renewed::Busy; due.len()]
-            });
-            running.renewed(&due, sent, &outcome);
-        }
-        // Said under the lock already: another heart may beat by now.
-        self.beats = false;
+    /// It has its transaction, and no record is of another request.
+    pub(crate) fn confirm(&self) {
+        let mut attempts = self.running.lock();
+        attempts.run(self.token, ClaimState::Transaction);
     }
-}
-
-async fn renew<S: Store>(
-    store: &S,
-    due: &[LeaseRenewal],
-    limit: Duration,
-) -> Result<Vec<Renewed>, StoreError> {
-    tokio::time::timeout(limit, store.extend(due))
-        .await
-        .unwrap_or_else(|elapsed| Err(StoreError::unavailable(elapsed)))
 }

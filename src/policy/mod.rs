@@ -67,6 +67,7 @@ pub struct Policy {
     pub(crate) reruns: u32,
     pub(crate) body_deadline: Duration,
     pub(crate) settle_timeout: Duration,
+    pub(crate) replay_cache: bool,
 }
 
 /// What a duplicate gets while the first request runs.
@@ -83,7 +84,10 @@ pub enum Duplicates {
     /// 409 `request-in-progress` at once, with `Retry-After`. The default: it holds no connection.
     #[default]
     Reject,
-    /// The first answer, waited for up to a limit; then the 409.
+    /// The first answer, waited for up to a limit; then the 409. It looks again after 25 ms and then ever
+    /// less often, up to half a second. Where the first request runs in another process on a leased
+    /// route, `PgStore` wakes it sooner; on a transactional route there is no record yet that could say
+    /// that somebody waits.
     Wait(Duration),
 }
 
@@ -130,6 +134,7 @@ impl Policy {
             reruns: 0,
             body_deadline: Duration::from_secs(10),
             settle_timeout: Duration::from_secs(5),
+            replay_cache: false,
         }
     }
 
@@ -457,6 +462,38 @@ impl Policy {
     #[must_use]
     pub fn with_settle_timeout(mut self, timeout: Duration) -> Self {
         self.settle_timeout = timeout;
+        self
+    }
+
+    /// Whether this process may replay a recorded answer from its memory, without asking the store, for
+    /// at most ten seconds and never beyond its retention. Default: `false`, since a record that an
+    /// operator deletes by hand is replayed for up to ten seconds more. All that this crate does to a
+    /// record is seen at once: what is completed stays as it is until it expires.
+    ///
+    /// It serves retries that come soon, also while the store is down. What it may take is set by
+    /// [`IdempotencyLayer::with_replay_cache_size`](crate::IdempotencyLayer::with_replay_cache_size).
+    ///
+    /// ```
+    /// use axum::{Router, body::Body, http::Request, routing::post};
+    /// use tower::ServiceExt;
+    /// use tower_idempotency::{IdempotencyLayer, MemoryStore, Policy, Scope};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global())
+    ///     .with_policy(Policy::high().with_replay_cache(true))?;
+    /// let app = Router::new().route("/orders", post(|| async {}).layer(layer));
+    /// let order = || Request::post("/orders").header("idempotency-key", "order-1").body(Body::empty());
+    /// app.clone().oneshot(order()?).await?;
+    /// // The store is not asked.
+    /// let replay = app.oneshot(order()?).await?;
+    /// assert_eq!(replay.headers()["idempotent-replayed"], "true");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_replay_cache(mut self, cached: bool) -> Self {
+        self.replay_cache = cached;
         self
     }
 

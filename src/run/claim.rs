@@ -4,26 +4,92 @@ use std::time::{Duration, Instant, SystemTime};
 use axum_core::body::Body;
 use http::Response;
 
+use super::follow::{Ask, Asked, Entered};
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
-use crate::policy::{Duplicates, StoreDown};
+use crate::policy::StoreDown;
 use crate::rejection::{Code, Rejection};
 use crate::running::Listed;
 use crate::store::{
-    Claim, ClaimRequest, Claimed, Existing, LeaseRenewal, Renewed, Store, StoreError,
-    StoreErrorKind, Token,
+    Claim, ClaimRequest, Claimed, LeaseRenewal, Renewed, Store, StoreError, StoreErrorKind, Token,
 };
 
 /// How an operation enters.
 pub(super) enum Entry {
-    /// Run the handler; the claim was sent at this moment.
-    Claimed(Claim, Instant),
+    /// Run the handler.
+    Claimed(Grant, Listed),
     /// Answer that the earlier attempt was lost.
-    Abandoned(Claim, Instant),
+    Abandoned(Grant, Listed),
     /// Run the handler without a record.
     Unprotected(Listed),
     /// Do not run it.
     Answer(Response<Body>),
+}
+
+/// A claim that was acquired.
+pub(super) struct Grant {
+    pub(super) claim: Claim,
+    /// When the claim was sent: its record is no older.
+    pub(super) sent: Instant,
+    /// When the lease was last asked for.
+    pub(super) leased: Instant,
+}
+
+/// Asks for a claim.
+struct Claiming<'a, S> {
+    exchange: &'a Exchange<S>,
+    request: ClaimRequest,
+    sent: Instant,
+    /// An earlier claim may still be under way.
+    unheard: bool,
+}
+
+enum Right {
+    Claimed(Grant),
+    Abandoned(Grant),
+}
+
+impl<S: Store> Ask for Claiming<'_, S> {
+    type Right = Right;
+
+    async fn ask(&mut self) -> Result<Asked<Right>, StoreError> {
+        // What an earlier claim left, which was under way, has been there since any time after.
+        if !self.unheard {
+            self.sent = Instant::now();
+        }
+        let (claimed, leased) = self.claim_in_time().await?;
+        let sent = self.sent;
+        let grant = |claim| Grant {
+            claim,
+            sent,
+            leased,
+        };
+        Ok(match claimed {
+            Claimed::Acquired(claim) => Asked::Granted(Right::Claimed(grant(claim))),
+            Claimed::Abandoned(claim) => Asked::Granted(Right::Abandoned(grant(claim))),
+            Claimed::Existing(existing) => Asked::Existing(existing),
+        })
+    }
+}
+
+impl<S: Store> Claiming<'_, S> {
+    /// What the claim met, and when the lease was asked for that its record may have: a claim that
+    /// meets its own token renews nothing. A lease that is lost before it is known is asked for again.
+    async fn claim_in_time(&mut self) -> Result<(Claimed, Instant), StoreError> {
+        let exchange = self.exchange;
+        for _ in 0..3 {
+            let claimed = exchange.try_claim(&self.request, &mut self.unheard).await?;
+            let Claimed::Acquired(claim) = &claimed else {
+                return Ok((claimed, self.sent));
+            };
+            if let Some(leased) = exchange.fresh(claim, self.sent).await? {
+                return Ok((claimed, leased));
+            }
+        }
+        exchange.withdraw(self.request.claim(0, SystemTime::UNIX_EPOCH));
+        let reason = "leases are over before they are known";
+        Err(StoreError::unavailable(reason))
+    }
 }
 
 impl<S: Store> Exchange<S> {
@@ -34,59 +100,23 @@ impl<S: Store> Exchange<S> {
         let Ok(token) = Token::random() else {
             return Entry::Answer(self.reject(Rejection::new(Code::StoreUnavailable)));
         };
-        let request = self.claim_request(token);
-        let give_up = Instant::now() + self.patience();
-        let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
-        let mut unheard = false;
-        let mut sent = Instant::now();
-        loop {
-            // What an earlier claim left, which was under way, has been there since any time after.
-            if !unheard {
-                sent = Instant::now();
-            }
-            let (claimed, sent) = match self.claim_in_time(&request, sent, &mut unheard).await {
-                Ok(known) => known,
-                Err(error) => return self.store_down(&request, &error),
-            };
-            match claimed {
-                Claimed::Acquired(claim) => return Entry::Claimed(claim, sent),
-                Claimed::Abandoned(claim) => return Entry::Abandoned(claim, sent),
-                Claimed::Existing(existing) => {
-                    if !may_change(&existing, give_up, &mut backoff, reply).await {
-                        if unheard {
-                            self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
-                        }
-                        return Entry::Answer(self.answer_existing(existing));
-                    }
+        let mut claiming = Claiming {
+            exchange: self,
+            request: self.claim_request(token),
+            sent: Instant::now(),
+            unheard: false,
+        };
+        match self.enter(token, &mut claiming, reply).await {
+            Entered::Granted(Right::Claimed(grant), listed) => Entry::Claimed(grant, listed),
+            Entered::Granted(Right::Abandoned(grant), listed) => Entry::Abandoned(grant, listed),
+            Entered::Existing(existing) => {
+                if claiming.unheard {
+                    self.withdraw(claiming.request.claim(0, SystemTime::UNIX_EPOCH));
                 }
+                Entry::Answer(self.answer_existing(&existing))
             }
+            Entered::Down(error) => self.store_down(&claiming.request, &error),
         }
-    }
-
-    /// What the claim met, and when the lease was asked for that its record may have: a claim that
-    /// meets its own token renews nothing. A lease that is lost before it is known is asked for again.
-    async fn claim_in_time(
-        &self,
-        request: &ClaimRequest,
-        sent: Instant,
-        unheard: &mut bool,
-    ) -> Result<(Claimed, Instant), StoreError> {
-        for _ in 0..3 {
-            let running = &self.shared.core.running;
-            let claimed = match running.find(&self.identity, &self.fingerprint) {
-                Some(existing) => Claimed::Existing(existing),
-                None => self.try_claim(request, unheard).await?,
-            };
-            let Claimed::Acquired(claim) = &claimed else {
-                return Ok((claimed, sent));
-            };
-            if let Some(sent) = self.fresh(claim, sent).await? {
-                return Ok((claimed, sent));
-            }
-        }
-        self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
-        let reason = "leases are over before they are known";
-        Err(StoreError::unavailable(reason))
     }
 
     /// No handler starts on a lease that is half over, since the acknowledgement took so long: it is
@@ -108,13 +138,6 @@ impl<S: Store> Exchange<S> {
             .inspect_err(|_| self.withdraw(claim.clone()))?;
         let in_time = sent.elapsed() < lease / 2;
         Ok((in_time && renewed == [Renewed::Kept]).then_some(sent))
-    }
-
-    pub(super) fn patience(&self) -> Duration {
-        match self.policy.duplicates {
-            Duplicates::Wait(limit) => limit,
-            Duplicates::Reject => Duration::ZERO,
-        }
     }
 
     pub(super) fn claim_request(&self, token: Token) -> ClaimRequest {
@@ -205,7 +228,7 @@ impl<S: Store> Exchange<S> {
         let running = &self.shared.core.running;
         match running.list_unprotected(&self.identity, &self.fingerprint, request.token) {
             Ok(listed) => Entry::Unprotected(listed),
-            Err(existing) => Entry::Answer(self.answer_existing(existing)),
+            Err(existing) => Entry::Answer(self.answer_existing(&existing)),
         }
     }
 
@@ -238,20 +261,4 @@ impl<S: Store> Exchange<S> {
             drop(permit);
         });
     }
-}
-
-/// Waits a while where the first request is running. Not beyond `give_up`, nor when the client is
-/// gone: the answer will be in the record.
-pub(super) async fn may_change<E>(
-    existing: &Existing,
-    give_up: Instant,
-    backoff: &mut Backoff,
-    reply: &mut Reply<E>,
-) -> bool {
-    let now = Instant::now();
-    if !matches!(existing, Existing::InProgress { .. }) || now >= give_up {
-        return false;
-    }
-    let pause = backoff.next_pause().min(give_up - now);
-    tokio::time::timeout(pause, reply.closed()).await.is_err()
 }

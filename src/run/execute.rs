@@ -1,5 +1,5 @@
 use std::panic::AssertUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -10,6 +10,8 @@ use http_body::Body as HttpBody;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use super::claim::Grant;
+use super::settle::Attempt;
 use super::{Exchange, Reply};
 use crate::body::{self, Captured};
 use crate::extract::{IdempotencyContext, Standing};
@@ -21,7 +23,7 @@ use crate::running::Listed;
 use crate::service::Covered;
 use crate::stats::Event;
 use crate::store::phases::Times;
-use crate::store::{Claim, Phases, Store};
+use crate::store::{Phases, Store};
 
 /// How the handler ended.
 pub(super) enum Ended<E> {
@@ -44,8 +46,8 @@ impl<S: Store> Exchange<S> {
         &self,
         inner: I,
         mut request: Request<Body>,
-        claim: Claim,
-        sent: Instant,
+        grant: Grant,
+        listed: Listed,
         reply: Reply<I::Error>,
     ) where
         I: Service<Request<Body>, Response = Response<B>>,
@@ -53,9 +55,10 @@ impl<S: Store> Exchange<S> {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.count(Event::Executed);
-        let (listed, lease) = self.keep(&claim, sent);
-        let context =
-            IdempotencyContext::new(self.identity.clone(), claim.attempt, Standing::Lease(lease));
+        let lease = self.keep(&grant, &listed);
+        let standing = Standing::Lease(lease.clone());
+        let Grant { claim, sent, .. } = grant;
+        let context = IdempotencyContext::new(self.identity.clone(), claim.attempt, standing);
         self.prepare(&mut request, &context, false);
         let times = Times {
             limit: self.leased_limit(),
@@ -65,7 +68,13 @@ impl<S: Store> Exchange<S> {
         let phases = Phases::new(store, claim.clone(), context.clone(), times);
         request.extensions_mut().insert(phases);
         let ended = self.perform(inner, request, self.leased_limit()).await;
-        self.settle(claim, listed, ended, context.references(), reply)
+        let attempt = Attempt {
+            claim,
+            sent,
+            listed,
+            lease,
+        };
+        self.settle(attempt, ended, context.references(), reply)
             .await;
     }
 

@@ -8,16 +8,27 @@ use http::header::HeaderValue;
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt;
 
+use super::claim::Grant;
 use super::execute::Ended;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
+use crate::cache::Fill;
 use crate::envelope::Envelope;
 use crate::extract::References;
 use crate::headers;
 use crate::policy::{Disposition, Ending};
 use crate::rejection::{Code, Rejection};
 use crate::running::{Lease, Listed};
-use crate::store::{Claim, Completion, Store, StoreError, StoreErrorKind};
+use crate::store::{Claim, Completed, Completion, Existing, Store, StoreError, StoreErrorKind};
+
+/// An attempt whose handler has ended.
+pub(super) struct Attempt {
+    pub(super) claim: Claim,
+    /// When the claim was sent.
+    pub(super) sent: Instant,
+    pub(super) listed: Listed,
+    pub(super) lease: Arc<Lease>,
+}
 
 /// What is written, and what the client gets once it is.
 struct Settlement<E> {
@@ -32,56 +43,109 @@ enum Write {
 }
 
 impl<S: Store> Exchange<S> {
-    pub(super) fn keep(&self, claim: &Claim, sent: Instant) -> (Listed, Arc<Lease>) {
-        let core = &self.shared.core;
-        let lease = self.policy.lease;
-        core.running
-            .keep(&core.store, claim, &self.fingerprint, lease, sent)
+    pub(super) fn keep(&self, grant: &Grant, listed: &Listed) -> Arc<Lease> {
+        let (store, length) = (&self.shared.core.store, self.policy.lease);
+        listed.keep(store, &grant.claim, length, grant.leased)
     }
 
     /// Writes how the handler ended, then answers: the record comes before the first byte.
     pub(super) async fn settle<E>(
         &self,
-        claim: Claim,
-        listed: Listed,
+        attempt: Attempt,
         ended: Ended<E>,
         references: References,
         mut reply: Reply<E>,
     ) {
+        let Attempt {
+            claim,
+            sent,
+            listed,
+            lease,
+        } = attempt;
         let Settlement { write, answer } = self.settlement(&claim, ended, references).await;
+        let fill = self.fill();
+        let shown = self.shown(&claim, sent, &write);
+        let told = |listed| self.tell(listed, shown.filter(|_| lease.is_current()), fill);
         let mut written = std::pin::pin!(self.write(&claim, &write));
         let in_time = tokio::time::timeout(self.policy.settle_timeout, &mut written).await;
         if matches!(write, Write::Hold(_)) {
             self.warn_held();
         }
         match in_time {
-            Ok(written) => {
-                let answer = match written {
-                    Ok(()) => answer,
-                    Err(error) => Ok(self.refused(&error).await),
-                };
-                // A client that retries at once must not be told that its request is running.
-                drop(listed);
+            // A client that retries at once must not be told that its request is running: the attempt
+            // is over before the client knows.
+            Ok(Ok(())) => {
+                told(listed);
                 reply.send(answer);
+            }
+            Ok(Err(error)) => {
+                let answer = self.refused(&error).await;
+                drop(listed);
+                reply.send(Ok(answer));
             }
             Err(_elapsed) => {
                 reply.send_early(self.unrecorded(&write, answer));
                 // The lease is kept and the answer in memory: a retry waits for it, and none runs.
-                if let Err(error) = written.await {
-                    self.log_refused(&error);
+                match written.await {
+                    Ok(()) => told(listed),
+                    Err(error) => self.log_refused(&error),
                 }
-                drop(listed);
             }
         }
     }
 
     /// An earlier attempt was lost, and this one took over only to say so.
-    pub(super) async fn answer_lost<E>(&self, claim: Claim, sent: Instant, reply: Reply<E>) {
+    pub(super) async fn answer_lost<E>(&self, grant: Grant, listed: Listed, reply: Reply<E>) {
+        let lease = self.keep(&grant, &listed);
+        let Grant { claim, sent, .. } = grant;
         tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
-        let (listed, _lease) = self.keep(&claim, sent);
+        let attempt = Attempt {
+            claim,
+            sent,
+            listed,
+            lease,
+        };
         let ended = Ended::Failed(Code::AttemptLost);
-        self.settle(claim, listed, ended, References::default(), reply)
+        self.settle(attempt, ended, References::default(), reply)
             .await;
+    }
+
+    /// The record is written: duplicates that wait are told what a lookup would find, where this is
+    /// known without one.
+    pub(super) fn tell(&self, listed: Listed, shown: Option<Arc<Existing>>, fill: Option<Fill>) {
+        let Some(shown) = shown else {
+            return drop(listed);
+        };
+        if let Some(fill) = fill {
+            fill.written(&self.fingerprint, &shown);
+        }
+        listed.recorded(shown);
+    }
+
+    /// What a lookup will find once this is written, unless the record was held in between, as one
+    /// whose lease is over may have been. A later attempt without references leaves those of an
+    /// earlier one.
+    fn shown(&self, claim: &Claim, sent: Instant, write: &Write) -> Option<Arc<Existing>> {
+        let Write::Complete(completion) = write else {
+            return None;
+        };
+        let is_all = claim.attempt == 1 || !completion.references.as_slice().is_empty();
+        is_all.then(|| self.completed(completion, claim.expires_at, sent))
+    }
+
+    /// A record as a duplicate will see it. Its retention did not begin before `sent`.
+    pub(super) fn completed(
+        &self,
+        completion: &Completion,
+        expires_at: SystemTime,
+        sent: Instant,
+    ) -> Arc<Existing> {
+        Arc::new(Existing::Completed(Box::new(Completed {
+            answer: completion.answer.clone(),
+            references: completion.references.clone(),
+            expires_at,
+            retention_left: self.policy.ttl.saturating_sub(sent.elapsed()),
+        })))
     }
 
     async fn settlement<E>(
@@ -213,7 +277,7 @@ impl<S: Store> Exchange<S> {
         let store = &self.shared.core.store;
         let lookup = self.until_timeout(|| store.lookup(&self.identity, &self.fingerprint));
         let existing = lookup.await?;
-        let answer = existing.map(|existing| self.existing(existing));
+        let answer = existing.map(|existing| self.existing(&existing));
         Ok(answer.map(|answer| answer.unwrap_or_else(|rejection| self.render(rejection))))
     }
 

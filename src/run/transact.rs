@@ -11,46 +11,127 @@ use http_body::Body as HttpBody;
 use tokio::time::timeout;
 use tower_service::Service;
 
-use super::claim::may_change;
+use super::claim::Grant;
 use super::execute::Ended;
+use super::follow::{Ask, Asked, Entered};
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
 use crate::body::Whole;
 use crate::extract::{IdempotencyContext, References, Standing};
 use crate::policy::{Disposition, Ending, Lost, Policy, TransactionalDisposition};
 use crate::rejection::{Code, Rejection};
-use crate::running::{Listed, Occupant};
+use crate::running::IN_PROGRESS;
 use crate::stats::Event;
 use crate::store::transaction::Slot;
 use crate::store::{
-    Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, StoreError,
+    Begun, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, StoreError,
     StoreErrorKind, Token, TransactionalStore, Verdict, Writes,
 };
 
 /// How an operation enters.
-enum Entered<T> {
+enum Way<T> {
     /// Run the handler in this transaction.
-    Open(T, ClaimRequest, Listed),
+    Open(T),
     /// A leased attempt of the same operation was lost; answer that.
-    Abandoned(Claim, Instant),
-    /// Do not run it.
-    Answer(Response<Body>),
+    Abandoned(Grant),
+}
+
+/// Asks for a transaction.
+struct Opening<'a, S> {
+    exchange: &'a Exchange<S>,
+    attempt: ClaimRequest,
+    sent: Instant,
 }
 
 /// What became of one run.
 enum Finished<E> {
     Answer(Result<Response<Body>, E>),
+    /// The answer is committed, until this end of its retention.
+    Recorded(Result<Response<Body>, E>, Completion, SystemTime),
     /// Everything is rolled back, and another run may succeed.
     Conflict(Code),
 }
 
-/// There is no lease to say how long it may take.
-const IN_PROGRESS: Existing = Existing::InProgress {
-    lease_left: Duration::from_secs(1),
-};
-
 /// Rounds of entering, each of which means that a record came or went between two statements.
 const ROUNDS: u32 = 4;
+
+impl<S: TransactionalStore> Ask for Opening<'_, S> {
+    type Right = Way<S::Transaction>;
+
+    /// A replay opens no transaction, and waiting holds none.
+    async fn ask(&mut self) -> Result<Asked<Self::Right>, StoreError> {
+        for _ in 0..=ROUNDS {
+            if let Some(asked) = self.open().await? {
+                return Ok(asked);
+            }
+        }
+        Err(StoreError::unavailable("record changed in every round"))
+    }
+}
+
+impl<S: TransactionalStore> Opening<'_, S> {
+    /// `None`: look again.
+    async fn open(&mut self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
+        let exchange = self.exchange;
+        self.sent = Instant::now();
+        let store = &exchange.shared.core.store;
+        let lookup = || store.lookup(&exchange.identity, &exchange.fingerprint);
+        if let Some(existing) = exchange.guarded(lookup).await? {
+            let is_lost =
+                matches!(&existing, Existing::InProgress { lease_left } if lease_left.is_zero());
+            if !is_lost {
+                return Ok(Some(Asked::Existing(existing)));
+            }
+        }
+        let limit = exchange.policy.execution_limit;
+        let limit = limit.unwrap_or(S::EXECUTION_LIMIT);
+        // The store has just answered. That no transaction is free says nothing of it, and must not
+        // keep others from their replays.
+        let begun = exchange.until_timeout(|| store.begin(&self.attempt, limit));
+        match begun.await? {
+            Begun::Open(transaction) => Ok(Some(Asked::Granted(Way::Open(transaction)))),
+            Begun::Locked => Ok(Some(Asked::Existing(IN_PROGRESS))),
+            Begun::Recorded => self.clear().await,
+        }
+    }
+
+    /// A record is in the way. It is what a leased attempt may have left behind, or an answer that is
+    /// over: a claim knows what to do with either, and is given up again.
+    async fn clear(&self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
+        let exchange = self.exchange;
+        let store = &exchange.shared.core.store;
+        let sent = Instant::now();
+        let mut unheard = false;
+        // Nothing runs under it, so nothing is unknown where it is lost. What takes it back must never
+        // take the record of the transaction for it.
+        let claim = ClaimRequest {
+            token: Token::random()?,
+            lost: Lost::Rerun,
+            ..self.attempt.clone()
+        };
+        match exchange.try_claim(&claim, &mut unheard).await? {
+            Claimed::Acquired(claim) => {
+                let released = exchange.until_timeout(|| store.release(&claim)).await;
+                released.inspect_err(|_| exchange.withdraw(claim.clone()))?;
+                Ok(None)
+            }
+            Claimed::Abandoned(claim) => {
+                let grant = Grant {
+                    claim,
+                    sent,
+                    leased: sent,
+                };
+                Ok(Some(Asked::Granted(Way::Abandoned(grant))))
+            }
+            Claimed::Existing(existing) => {
+                if unheard {
+                    exchange.withdraw(claim.claim(0, SystemTime::UNIX_EPOCH));
+                }
+                Ok(Some(Asked::Existing(existing)))
+            }
+        }
+    }
+}
 
 impl<S: TransactionalStore> Exchange<S> {
     /// # Cancel safety
@@ -71,13 +152,27 @@ impl<S: TransactionalStore> Exchange<S> {
         let mut reruns = self.policy.reruns;
         let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(250));
         loop {
-            let (transaction, attempt, listed) = match self.enter(&mut reply).await {
-                Entered::Open(transaction, attempt, listed) => (transaction, attempt, listed),
-                Entered::Abandoned(claim, sent) => {
-                    return self.answer_lost(claim, sent, reply).await;
-                }
-                Entered::Answer(response) => return reply.send(Ok(response)),
+            let Ok(token) = Token::random() else {
+                let rejection = Rejection::new(Code::StoreUnavailable);
+                return reply.send(Ok(self.reject(rejection)));
             };
+            let mut opening = Opening {
+                exchange: self,
+                attempt: self.claim_request(token),
+                sent: Instant::now(),
+            };
+            let (transaction, listed) = match self.enter(token, &mut opening, &mut reply).await {
+                Entered::Granted(Way::Open(transaction), listed) => (transaction, listed),
+                Entered::Granted(Way::Abandoned(grant), listed) => {
+                    return self.answer_lost(grant, listed, reply).await;
+                }
+                Entered::Existing(existing) => {
+                    return reply.send(Ok(self.answer_existing(&existing)));
+                }
+                Entered::Down(error) => return reply.send(Ok(self.transaction_down(&error))),
+            };
+            listed.confirm();
+            let Opening { attempt, sent, .. } = opening;
             if reruns == self.policy.reruns {
                 self.count(Event::Executed);
             }
@@ -91,6 +186,7 @@ impl<S: TransactionalStore> Exchange<S> {
             let again = inner.clone();
             let ended = self.perform(inner, request, limit).await;
             inner = again;
+            let fill = self.fill();
             let finished = self.finish(&attempt, slot, ended, context.references());
             match finished.await {
                 Finished::Conflict(code) if reruns > 0 => {
@@ -110,128 +206,20 @@ impl<S: TransactionalStore> Exchange<S> {
                     drop(listed);
                     return reply.send(Ok(self.render(Rejection::new(code))));
                 }
+                // A client that retries at once must not be told that its request is running: the
+                // attempt is over before the client knows.
                 Finished::Answer(answer) => {
-                    // A client that retries at once must not be told that its request is running.
                     drop(listed);
+                    return reply.send(answer);
+                }
+                Finished::Recorded(answer, completion, expires_at) => {
+                    let shown = self.completed(&completion, expires_at, sent);
+                    self.tell(listed, Some(shown), fill);
                     return reply.send(answer);
                 }
             }
             drop(listed);
             backoff.pause().await;
-        }
-    }
-
-    /// A replay opens no transaction, and waiting holds none.
-    async fn enter<E>(&self, reply: &mut Reply<E>) -> Entered<S::Transaction> {
-        let Ok(token) = Token::random() else {
-            return Entered::Answer(self.reject(Rejection::new(Code::StoreUnavailable)));
-        };
-        let attempt = self.claim_request(token);
-        let give_up = Instant::now() + self.patience();
-        let mut backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
-        let entered_by = Instant::now() + self.shared.store_timeout;
-        let mut round = 0;
-        loop {
-            let existing = match self.try_enter(&attempt).await {
-                Ok(Some(Entered::Answer(answer))) => return Entered::Answer(answer),
-                Ok(Some(entered)) => return entered,
-                Ok(None) if round < ROUNDS => {
-                    round += 1;
-                    continue;
-                }
-                Ok(None) => {
-                    let changing = StoreError::unavailable("record changed in every round");
-                    return Entered::Answer(self.transaction_down(&changing));
-                }
-                Err(Refusal::Entering) if Instant::now() < entered_by => {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                    continue;
-                }
-                Err(Refusal::Entering) => IN_PROGRESS,
-                Err(Refusal::Existing(existing)) => existing,
-                Err(Refusal::Store(error)) => {
-                    return Entered::Answer(self.transaction_down(&error));
-                }
-            };
-            if !may_change(&existing, give_up, &mut backoff, reply).await {
-                return Entered::Answer(self.answer_existing(existing));
-            }
-        }
-    }
-
-    /// `None`: look again.
-    async fn try_enter(
-        &self,
-        attempt: &ClaimRequest,
-    ) -> Result<Option<Entered<S::Transaction>>, Refusal> {
-        let core = &self.shared.core;
-        if let Some(existing) = core.running.find(&self.identity, &self.fingerprint) {
-            return Err(Refusal::Existing(existing));
-        }
-        // It has just looked, and found nothing.
-        if core.running.is_entering(&self.identity) {
-            return Err(Refusal::Entering);
-        }
-        let lookup = self.guarded(|| core.store.lookup(&self.identity, &self.fingerprint));
-        if let Some(existing) = lookup.await? {
-            let is_lost =
-                matches!(&existing, Existing::InProgress { lease_left } if lease_left.is_zero());
-            if !is_lost {
-                return Err(Refusal::Existing(existing));
-            }
-        }
-        let listed = core
-            .running
-            .enter(&self.identity, &self.fingerprint, attempt.token);
-        let listed = match listed {
-            Ok(listed) => listed,
-            Err(Occupant::Running(existing)) => return Err(Refusal::Existing(existing)),
-            Err(Occupant::Entering) => return Err(Refusal::Entering),
-        };
-        let limit = self.policy.execution_limit.unwrap_or(S::EXECUTION_LIMIT);
-        // The store has just answered. That no transaction is free says nothing of it, and must not
-        // keep others from their replays.
-        let begun = self.until_timeout(|| core.store.begin(attempt, limit));
-        match begun.await? {
-            Begun::Open(transaction) => {
-                core.running.confirm(attempt.token);
-                Ok(Some(Entered::Open(transaction, attempt.clone(), listed)))
-            }
-            Begun::Locked => Err(Refusal::Existing(IN_PROGRESS)),
-            Begun::Recorded => self.clear(attempt).await,
-        }
-    }
-
-    /// A record is in the way. It is what a leased attempt may have left behind, or an answer that is
-    /// over: a claim knows what to do with either, and is given up again.
-    async fn clear(
-        &self,
-        attempt: &ClaimRequest,
-    ) -> Result<Option<Entered<S::Transaction>>, Refusal> {
-        let store = &self.shared.core.store;
-        let sent = Instant::now();
-        let mut unheard = false;
-        // Nothing runs under it, so nothing is unknown where it is lost. What takes it back must never
-        // take the record of the transaction for it.
-        let claim = ClaimRequest {
-            token: Token::random()?,
-            lost: Lost::Rerun,
-            ..attempt.clone()
-        };
-        let claimed = self.try_claim(&claim, &mut unheard).await?;
-        match claimed {
-            Claimed::Acquired(claim) => {
-                let released = self.until_timeout(|| store.release(&claim)).await;
-                released.inspect_err(|_| self.withdraw(claim.clone()))?;
-                Ok(None)
-            }
-            Claimed::Abandoned(claim) => Ok(Some(Entered::Abandoned(claim, sent))),
-            Claimed::Existing(existing) => {
-                if unheard {
-                    self.withdraw(claim.claim(0, SystemTime::UNIX_EPOCH));
-                }
-                Err(Refusal::Existing(existing))
-            }
         }
     }
 
@@ -275,10 +263,13 @@ impl<S: TransactionalStore> Exchange<S> {
         }
         match self.commit(attempt, transaction, &entry).await {
             Ok(expires_at) => {
-                if let (false, Ok(response)) = (held, &mut answer) {
+                if held {
+                    return Finished::Answer(answer);
+                }
+                if let Ok(response) = &mut answer {
                     self.show_expiry(response.headers_mut(), expires_at);
                 }
-                Finished::Answer(answer)
+                Finished::Recorded(answer, entry.completion, expires_at)
             }
             Err(error) => self.uncommitted(&error).await,
         }
@@ -374,20 +365,6 @@ impl<S: TransactionalStore> Exchange<S> {
         }
         tracing::warn!(%id, error = cause, source = cause.source(), "cannot begin");
         self.reject(Rejection::new(Code::StoreUnavailable))
-    }
-}
-
-/// Why an operation does not enter.
-enum Refusal {
-    Existing(Existing),
-    /// Another request of this process is about to, and it is not known yet whether it may.
-    Entering,
-    Store(StoreError),
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
     }
 }
 

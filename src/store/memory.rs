@@ -211,6 +211,7 @@ impl Records for MemoryStore {
                 .filter(|left| !left.is_zero()),
             expired: record.expires <= now,
             expires_at: record.expires_at,
+            retention_left: record.expires.saturating_duration_since(now),
             answer: record.answer.clone(),
             references: record.references.clone(),
         }))

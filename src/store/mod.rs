@@ -279,6 +279,18 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes at most `limit` records whose retention is over and that nobody runs, and holds at
     /// most `limit` lost attempts whose policy says so.
     fn delete_expired(&self, limit: u32) -> impl Future<Output = Result<Swept, StoreError>> + Send;
+
+    /// Waits until a running record may have changed, for at most about `limit`. It may return at any
+    /// time, and the caller looks for itself then: sleeping, which is what the default does, is never
+    /// wrong. A store that is told of changes wakes those who wait sooner.
+    fn wait_for_change(
+        &self,
+        identity: &Identity,
+        limit: Duration,
+    ) -> impl Future<Output = ()> + Send {
+        let _ = identity;
+        tokio::time::sleep(limit)
+    }
 }
 
 /// The secret of one attempt, made before its claim is sent. It fences every later write.
@@ -383,6 +395,9 @@ pub struct Completed {
     pub references: References,
     /// When the record's retention ends, by the store's clock.
     pub expires_at: SystemTime,
+    /// How long it was to its end when the record was read, by the store's clock: no clock of a caller
+    /// can say that.
+    pub retention_left: Duration,
 }
 
 /// What an attempt leaves behind.
@@ -617,5 +632,9 @@ impl<S: Store> Store for Arc<S> {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         S::delete_expired(self, limit).await
+    }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        S::wait_for_change(self, identity, limit).await;
     }
 }

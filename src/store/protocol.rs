@@ -43,6 +43,7 @@ pub(crate) struct Row {
     pub(crate) lease_left: Option<Duration>,
     pub(crate) expired: bool,
     pub(crate) expires_at: SystemTime,
+    pub(crate) retention_left: Duration,
     pub(crate) answer: Option<Vec<u8>>,
     pub(crate) references: Option<String>,
 }
@@ -314,6 +315,7 @@ impl Row {
             answer: Envelope::decode(&answer).map_err(StoreError::corrupt)?,
             references: references(self.references.as_deref())?,
             expires_at: self.expires_at,
+            retention_left: self.retention_left,
         })
     }
 
@@ -456,6 +458,7 @@ mod tests {
             lease_left: Some(Duration::from_secs(9)),
             expired: false,
             expires_at: SystemTime::UNIX_EPOCH,
+            retention_left: Duration::ZERO,
             answer: (state == State::Completed).then(|| answer.encode()),
             references: None,
         }

@@ -12,6 +12,18 @@ pub async fn an_answer_is_shown_until_its_retention_is_over<S: Subject>(subject:
     assert!(lookup(store, &request).await.is_none());
 }
 
+pub async fn the_retention_that_is_left_shrinks_as_time_passes<S: Subject>(subject: S) {
+    let store = subject.store();
+    let request = request("key");
+    answered(store, &request).await;
+    let left = completed(store, &request).await.retention_left;
+    assert!(left <= TTL && left > TTL - LEASE, "{left:?}");
+    subject.age(LEASE).await;
+    let less = completed(store, &request).await.retention_left;
+    assert!(less <= left - LEASE + TICK, "{less:?} after {left:?}");
+    assert!(less > TTL - LEASE * 2, "{less:?}");
+}
+
 pub async fn retention_counts_from_the_claim<S: Subject>(subject: S) {
     let store = subject.store();
     let request = request("key");

@@ -200,6 +200,7 @@ macro_rules! conformance_tests {
             }
             expiring {
                 an_answer_is_shown_until_its_retention_is_over
+                the_retention_that_is_left_shrinks_as_time_passes
                 retention_counts_from_the_claim
                 an_answer_that_comes_after_the_retention_is_kept_as_long_as_any
                 an_expired_record_is_claimed_as_if_absent

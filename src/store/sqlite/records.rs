@@ -30,7 +30,8 @@ returning expires_at";
 const SELECT: &str = "
 select digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
     leased_until - unixepoch('subsec') as lease_left,
-    expires_at <= unixepoch('subsec') as expired, expires_at
+    expires_at <= unixepoch('subsec') as expired, expires_at,
+    expires_at - unixepoch('subsec') as retention_left
 from idempotency_record where id = ?1";
 
 /// The first attempt of a new operation begins without what the old one had.
@@ -189,6 +190,7 @@ fn read(row: &SqliteRow) -> Result<Row, StoreError> {
         lease_left: left(row.try_get("lease_left").map_err(error)?)?,
         expired: row.try_get("expired").map_err(error)?,
         expires_at: time(row.try_get("expires_at").map_err(error)?)?,
+        retention_left: left(row.try_get("retention_left").map_err(error)?)?.unwrap_or_default(),
         answer: row.try_get("answer").map_err(error)?,
         references: row.try_get("refs").map_err(error)?,
     })
