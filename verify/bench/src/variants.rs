@@ -137,12 +137,12 @@ async fn own(variant: Variant, app: &App) -> Result<MethodRouter<App>, Box<dyn E
     })
 }
 
-/// `LeasedSingle` sends each statement alone.
-fn store(_variant: Variant, app: &App) -> PgStore {
-    PgStore::builder(app.pool.clone()).build()
+fn store(variant: Variant, app: &App) -> PgStore {
+    PgStore::builder(app.pool.clone())
+        .with_group_commit(variant != Variant::LeasedSingle)
+        .build()
 }
 
 fn policy(variant: Variant) -> Policy {
-    let policy = Policy::high();
-    if variant.has_cache() { policy } else { policy }
+    Policy::high().with_replay_cache(variant.has_cache())
 }
