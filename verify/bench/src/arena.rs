@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use faults::cluster::{Cluster, Tuning};
 use faults::process::{Launcher, Subject};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use tower_idempotency::PgStore;
 
 use crate::Role;
@@ -33,12 +33,24 @@ const STORED: &str = "
 select avg(pg_column_size(record.*))::float8
 from (select * from idempotency.record limit 1000) as record";
 
+/// The database of the large tables.
+const LARGE: &str = "large";
+
 /// How long a slice is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) repetitions: usize,
     pub(crate) warm_up: Duration,
     pub(crate) measured: Duration,
+}
+
+/// Which tables are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Such that are emptied before each slice.
+    Small,
+    /// Such that keep what they have.
+    Large,
 }
 
 /// One of those that take turns.
@@ -51,11 +63,12 @@ pub(crate) struct Entrant {
     pub(crate) answer: usize,
     /// Processes of it.
     pub(crate) processes: usize,
+    pub(crate) place: Place,
 }
 
 /// Its processes.
 #[derive(Debug)]
-struct Team {
+pub(crate) struct Team {
     entrant: Entrant,
     subjects: Vec<Subject>,
 }
@@ -67,8 +80,6 @@ pub(crate) struct Arena {
     meter: Meter,
     launcher: Launcher,
     pub(crate) pace: Pace,
-    /// Whether tables are emptied before each slice.
-    pub(crate) empties: bool,
 }
 
 impl Arena {
@@ -78,7 +89,7 @@ impl Arena {
             variables: Vec::new(),
         };
         let cluster = Cluster::start_tuned(tuning).await;
-        prepare(&cluster).await;
+        prepare(&cluster.url()).await;
         let (admin, meter) = (cluster.connect().await, Meter::of(&cluster).await);
         let program = std::env::current_exe().expect("it runs");
         let program = program.into_os_string().into_string().expect("it is text");
@@ -88,7 +99,6 @@ impl Arena {
             meter,
             launcher: Launcher(program.leak()),
             pace,
-            empties: true,
         }
     }
 
@@ -125,18 +135,27 @@ impl Arena {
         samples
     }
 
-    async fn field(&self, entrant: Entrant) -> Team {
-        let settings = self.settings(entrant.variant, entrant.work, entrant.answer);
+    pub(crate) async fn field(&self, entrant: Entrant) -> Team {
+        let settings = self.settings(&entrant);
         let subjects = self.serve(entrant.processes, &settings).await;
         Team { entrant, subjects }
     }
 
-    pub(crate) fn settings(&self, variant: Variant, work: Work, answer: usize) -> Settings {
+    pub(crate) fn settings(&self, entrant: &Entrant) -> Settings {
         Settings {
-            variant,
-            database: self.cluster.url(),
-            answer,
-            work,
+            variant: entrant.variant,
+            database: self.url(entrant.place),
+            answer: entrant.answer,
+            work: entrant.work,
+        }
+    }
+
+    pub(crate) fn url(&self, place: Place) -> String {
+        let url = self.cluster.url();
+        let (server, _) = url.rsplit_once('/').expect("it names a database");
+        match place {
+            Place::Small => url,
+            Place::Large => format!("{server}/{LARGE}"),
         }
     }
 
@@ -149,7 +168,7 @@ impl Arena {
     ///
     /// When the load breaks off, or handlers ran more or less often than they were to.
     async fn slice(&mut self, team: &Team) -> Sample {
-        self.reset().await;
+        self.reset(team.entrant.place).await;
         let before = runs(&team.subjects).await;
         let load = team.load();
         let keys = load.ask;
@@ -175,7 +194,8 @@ impl Arena {
             ran == expected || variant.runs_always() || sent.failed > 0,
             "{variant}: {ran} runs for {expected} operations"
         );
-        Sample::of(ended - began, spent, &sent, self.stored(variant).await)
+        let stored = self.stored(&team.entrant).await;
+        Sample::of(ended - began, spent, &sent, stored)
     }
 
     /// How many commits are written for each operation; `None` where the server cannot tell.
@@ -210,21 +230,29 @@ impl Arena {
         u64::try_from(committed).expect("a count")
     }
 
-    async fn reset(&mut self) {
-        if self.empties {
+    async fn reset(&mut self, place: Place) {
+        if place == Place::Small {
             self.execute(EMPTY).await;
         }
         // Each slice begins with the same distance to the next one.
         self.execute("checkpoint").await;
     }
 
-    async fn stored(&mut self, variant: Variant) -> f64 {
-        if !variant.is_own() {
+    async fn stored(&mut self, entrant: &Entrant) -> f64 {
+        if !entrant.variant.is_own() || entrant.place == Place::Large {
             return 0.0;
         }
         let stored = sqlx::query_scalar(STORED).fetch_one(&mut self.admin).await;
         let stored: Option<f64> = stored.expect("it answers");
         stored.unwrap_or_default()
+    }
+
+    /// Makes the large tables, with nothing in them.
+    pub(crate) async fn enlarge(&mut self) -> PgPool {
+        self.execute("create database large").await;
+        let url = self.url(Place::Large);
+        prepare(&url).await;
+        PgPool::connect(&url).await.expect("it accepts connections")
     }
 
     /// How long a commit takes that nobody shares, at least of some.
@@ -249,7 +277,7 @@ impl Arena {
 }
 
 impl Team {
-    fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         let entrant = &self.entrant;
         Load {
             ports: self.subjects.iter().map(|subject| subject.port).collect(),
@@ -262,12 +290,17 @@ impl Team {
     }
 }
 
-async fn prepare(cluster: &Cluster) {
-    let pool = sqlx::PgPool::connect(&cluster.url()).await;
-    let store = PgStore::new(pool.expect("it accepts connections"));
+/// Makes the tables of all variants.
+async fn prepare(url: &str) {
+    let pool = PgPool::connect(url).await;
+    let pool = pool.expect("it accepts connections");
+    let store = PgStore::new(pool.clone());
     store.migrate().await.expect("it can be migrated");
     store.close().await;
-    cluster.execute(&[naive::SCHEMA, SCHEMA]).await;
+    for schema in [naive::SCHEMA, SCHEMA] {
+        let made = sqlx::raw_sql(schema).execute(&pool).await;
+        made.expect("the tables can be made");
+    }
 }
 
 async fn runs(subjects: &[Subject]) -> u64 {

@@ -14,6 +14,7 @@
 mod arena;
 mod axes;
 mod base;
+mod growth;
 mod http1;
 mod keys;
 mod limits;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 pub(crate) const USAGE: &str = "\
 Usage: bench [--short | --large] [--only S1,S2,..] [--shim FILE] [--out FILE]
+                      [--million ROWS]
        bench plot FILE DIRECTORY
        bench kill-writers [--times N]
        bench overlap [--minutes M]
@@ -43,6 +44,8 @@ pub(crate) struct Options {
     /// What slows flushes down.
     pub(crate) shim: Option<PathBuf>,
     pub(crate) out: PathBuf,
+    /// How many records stand for a million, to try it out.
+    pub(crate) million: u32,
 }
 
 pub(crate) fn parse(arguments: &[String]) -> Result<Command, String> {
@@ -71,6 +74,7 @@ fn run(arguments: &[&str]) -> Result<Options, String> {
         only: Vec::new(),
         shim: None,
         out: "target/bench/results.jsonl".into(),
+        million: 1_000_000,
     };
     let mut arguments = arguments.iter();
     while let Some(option) = arguments.next() {
@@ -80,6 +84,7 @@ fn run(arguments: &[&str]) -> Result<Options, String> {
             "--large" => options.extent = Extent::Large,
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--shim" => options.shim = Some(value()?.into()),
+            "--million" => options.million = number(value()?)?,
             "--out" => options.out = value()?.into(),
             _ => return Err(format!("unknown option: {option}")),
         }

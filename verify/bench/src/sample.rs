@@ -49,7 +49,7 @@ impl Sample {
 
 impl Sent {
     /// In milliseconds.
-    fn percentile(&self, percent: usize) -> f64 {
+    pub(crate) fn percentile(&self, percent: usize) -> f64 {
         let at = self.latencies.len().saturating_sub(1) * percent / 100;
         f64::from(self.latencies.get(at).copied().unwrap_or_default()) / 1000.0
     }

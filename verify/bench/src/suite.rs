@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::arena::{Arena, Entrant, Pace};
+use crate::arena::{Arena, Entrant, Pace, Place};
 use crate::keys::Version;
 use crate::load::Ask;
 use crate::options::{Extent, Options};
@@ -31,13 +31,11 @@ pub(crate) async fn run(options: Options) -> bool {
         report: Report::to(&options.out),
         options,
     };
-    suite.fresh().await;
-    suite.business().await;
-    suite.replays().await;
-    suite.connections().await;
-    suite.bodies().await;
-    suite.slow_flush().await;
-    suite.uncovered().await;
+    if suite.options.extent == Extent::Large {
+        suite.growth().await;
+    } else {
+        suite.usual().await;
+    }
     suite.report.end()
 }
 
@@ -59,6 +57,16 @@ impl Suite {
     pub(crate) fn wants(&self, names: &[&str]) -> bool {
         let only = &self.options.only;
         only.is_empty() || only.iter().any(|only| names.contains(&only.as_str()))
+    }
+
+    async fn usual(&mut self) {
+        self.fresh().await;
+        self.business().await;
+        self.replays().await;
+        self.connections().await;
+        self.bodies().await;
+        self.slow_flush().await;
+        self.uncovered().await;
     }
 
     pub(crate) fn is_short(&self) -> bool {
@@ -86,6 +94,7 @@ pub(crate) fn at_base(variant: Variant) -> Entrant {
         connections: CONNECTIONS,
         answer: ANSWER,
         processes: 1,
+        place: Place::Small,
     }
 }
 
