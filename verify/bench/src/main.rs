@@ -19,6 +19,7 @@ mod http1;
 mod keys;
 mod limits;
 mod load;
+mod memory;
 mod meter;
 mod naive;
 mod options;

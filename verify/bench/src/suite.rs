@@ -67,6 +67,7 @@ impl Suite {
         self.bodies().await;
         self.slow_flush().await;
         self.uncovered().await;
+        self.memory().await;
     }
 
     pub(crate) fn is_short(&self) -> bool {
