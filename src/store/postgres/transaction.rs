@@ -202,39 +202,40 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
 /// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
 /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
 fn begin(request: &ClaimRequest, limit: Duration, pgbouncer: bool) -> String {
-    let identity = &request.identity;
-    let settings = settings(identity, request.token, limit, pgbouncer);
-    let (id, lock) = (identity.id(), lock_of(identity));
+    let (identity, lock) = (&request.identity, lock_of(&request.identity));
+    let writes = writes(pgbouncer);
+    let attempt = attempt(request.token, limit);
     format!(
-        "{settings};
-        select idempotency.enter('{id}', {lock});
+        "{writes};
+        select idempotency.enter('{}', {lock}, {attempt});
         begin;
-        savepoint idempotency_handler"
+        savepoint idempotency_handler",
+        identity.id()
     )
 }
 
-/// What a transaction that handlers write in is like, and whose it is. Time limits of the application
-/// that are stricter stay as they are.
+/// What a transaction that handlers write in is like, and whose it is.
 pub(super) fn settings(
     identity: &Identity,
     token: Token,
     limit: Duration,
     pgbouncer: bool,
 ) -> String {
-    let (id, token) = (identity.id(), Uuid::from_bytes(*token.as_bytes()));
-    let limit = limit.as_millis().clamp(1, i32::MAX as u128);
+    let (id, writes) = (identity.id(), writes(pgbouncer));
+    let attempt = attempt(token, limit);
+    format!("{writes}; select idempotency.mark('{id}', {attempt})")
+}
+
+fn writes(pgbouncer: bool) -> String {
     let forget = if pgbouncer { FORGET_STATEMENTS } else { "" };
-    format!(
-        "set transaction isolation level read committed, read write;
-        {forget}
-        select set_config('idempotency.attempt', '{token}', true),
-            set_config('idempotency.identity', '{id}', true);
-        select set_config('synchronous_commit', 'on', true)
-        where current_setting('synchronous_commit') = 'off';
-        select set_config(name, '{limit}ms', true)
-        from unnest(array['statement_timeout', 'idle_in_transaction_session_timeout']) as name
-        where current_setting(name)::interval not between '1 ms' and '{limit} ms'"
-    )
+    format!("set transaction isolation level read committed, read write; {forget}")
+}
+
+/// The last arguments of `idempotency.enter` and `idempotency.mark`.
+fn attempt(token: Token, limit: Duration) -> String {
+    let token = Uuid::from_bytes(*token.as_bytes());
+    let limit = limit.as_millis().clamp(1, i32::MAX as u128);
+    format!("'{token}', {limit}")
 }
 
 /// Not of the id, which is partly the client's to choose.

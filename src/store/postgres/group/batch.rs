@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sqlx::postgres::PgRow;
-use sqlx::{Error, Row as _};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{Error, Postgres, Row as _};
 
 use super::queue::{Job, Queues, Request};
 use super::writer::Line;
@@ -17,8 +18,12 @@ use crate::store::protocol::{Inserted, Row};
 use crate::store::sql::time;
 use crate::store::{Claim, ClaimRequest, StoreError};
 
-/// Names the newest column, as the single one does.
-const INSERT: &str = "
+/// Claims, of the arrays from this parameter on. Names the newest column, as the single statement does.
+macro_rules! insert {
+    ($id:literal, $digest:literal, $scope:literal, $operation:literal, $key:literal, $token:literal,
+        $lost:literal, $fingerprint:literal, $lease:literal, $ttl:literal) => {
+        concat!(
+            "
 insert into idempotency.record (
     id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
     claimed_at, leased_until, expires_at, sweep_at, waited
@@ -26,17 +31,44 @@ insert into idempotency.record (
 select id, digest, scope, operation, key, 'running', token, 1, lost, fingerprint,
     now, now + make_interval(secs => lease), now + make_interval(secs => ttl),
     now + make_interval(secs => case lost when 'hold' then lease else ttl end), false
-from unnest($1::uuid[], $2::bytea[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[],
-        $8::bytea[], $9::float8[], $10::float8[])
+from unnest(",
+            $id,
+            "::uuid[], ",
+            $digest,
+            "::bytea[], ",
+            $scope,
+            "::text[], ",
+            $operation,
+            "::text[], ",
+            $key,
+            "::text[], ",
+            $token,
+            "::uuid[], ",
+            $lost,
+            "::text[], ",
+            $fingerprint,
+            "::bytea[], ",
+            $lease,
+            "::float8[], ",
+            $ttl,
+            "::float8[])
     as claim (id, digest, scope, operation, key, token, lost, fingerprint, lease, ttl),
     (select clock_timestamp()) as clock (now)
 order by id
 on conflict (id) do nothing
-returning id, token, extract(epoch from expires_at)::float8";
+returning id, token, extract(epoch from expires_at)::float8 as until"
+        )
+    };
+}
+
+const INSERT: &str = insert!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10");
 
 const SELECT: &str = concat!(records!(), " where id = any ($1::uuid[])");
 
-const UPDATE_COMPLETED: &str = "
+/// Answers whose records are locked, in the order of their ids.
+macro_rules! due {
+    () => {
+        "
 with due as (
     select record.id, done.token, done.answer, done.refs
     from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[]) as done (id, token, answer, refs)
@@ -44,7 +76,13 @@ with due as (
         and record.token = done.token and record.state in ('running', 'held')
     order by record.id
     for no key update of record skip locked
-)
+)"
+    };
+}
+
+macro_rules! update {
+    () => {
+        "
 update idempotency.record set
     state = 'completed', answer = due.answer, refs = coalesce(due.refs, record.refs), progress = null,
     expires_at = case when state = 'running' and expires_at > now then expires_at
@@ -53,7 +91,27 @@ update idempotency.record set
         else now + (expires_at - claimed_at) end
 from due, (select clock_timestamp()) as clock (now)
 where record.id = due.id and record.token = due.token and state in ('running', 'held')
-returning record.id, waited";
+returning record.id, waited"
+    };
+}
+
+const UPDATE_COMPLETED: &str = concat!(due!(), update!());
+
+/// Both in one commit. Neither sees what the other does, and neither has to: they are of different
+/// attempts.
+const COMPLETE_AND_INSERT: &str = concat!(
+    due!(),
+    ", completed as (",
+    update!(),
+    "), claimed as (",
+    insert!(
+        "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14"
+    ),
+    ")
+select id, waited, null::uuid as token, null::float8 as until from completed
+union all
+select id, null, token, until from claimed"
+);
 
 const DELETE_CLAIMED: &str = "
 with due as (
@@ -100,34 +158,8 @@ impl Request for Insert {
         if let [Self(claim)] = claims {
             return Ok(vec![Some(inserted(&line.run(insert(claim)).await?)?)]);
         }
-        let of = |claim: &&Self| claim.0.identity.clone();
-        let identities: Vec<_> = claims.iter().map(of).collect();
-        let query = sqlx::query(INSERT)
-            .bind(ids(claims))
-            .bind(column(&identities, |of| of.digest().as_slice()))
-            .bind(column(&identities, Identity::scope))
-            .bind(column(&identities, Identity::operation))
-            .bind(column(&identities, Identity::key))
-            .bind(column(claims, |claim| PgUuid::from(claim.0.token)))
-            .bind(column(claims, |claim| claim.0.lost.as_sql()))
-            .bind(column(claims, |claim| claim.0.fingerprint.to_bytes()))
-            .bind(column(claims, |claim| claim.0.lease.as_secs_f64()))
-            .bind(column(claims, |claim| claim.0.ttl.as_secs_f64()));
-        let done = line.run(query).await?;
-        let mut made = HashMap::with_capacity(done.rows.len());
-        for row in &done.rows {
-            let key: (PgUuid, PgUuid) = (row.try_get(0)?, row.try_get(1)?);
-            made.insert(key, row.try_get::<f64, _>(2)?);
-        }
-        let answer = |claim: &&Self| {
-            let key = (claim.id().into(), claim.0.token.into());
-            let until = made
-                .get(&key)
-                .map(|until| time(*until).map(Inserted::Until));
-            let answer = until.unwrap_or(Ok(Inserted::Taken)).map_err(unreadable)?;
-            Ok(Some(answer))
-        };
-        claims.iter().map(answer).collect()
+        let done = line.run(bind_claims(sqlx::query(INSERT), claims)).await?;
+        inserted_of(claims, &done.rows)
     }
 
     async fn alone(&self, store: &PgStore) -> Result<Inserted, StoreError> {
@@ -184,11 +216,7 @@ impl Request for Complete {
             let done = line.run(update(one)).await?;
             return Ok(vec![Some(line.store().ended(one.id(), &done))]);
         }
-        let query = sqlx::query(UPDATE_COMPLETED)
-            .bind(ids(done))
-            .bind(column(done, |done| PgUuid::from(done.claim.token)))
-            .bind(column(done, |done| done.answer.as_slice()))
-            .bind(column(done, |done| done.references.as_deref()));
+        let query = bind_answers(sqlx::query(UPDATE_COMPLETED), done);
         let changed = line.run(query).await?;
         changed_of(done, &changed.rows, line.store())
     }
@@ -226,6 +254,68 @@ impl Request for Delete {
     }
 }
 
+/// What [`complete_and_insert`] tells of both.
+type Both = (Vec<Option<bool>>, Vec<Option<Inserted>>);
+
+/// Answers and claims in one statement.
+pub(super) async fn complete_and_insert(
+    done: &[&Complete],
+    claims: &[&Insert],
+    line: &mut Line,
+) -> Result<Both, Error> {
+    let query = bind_answers(sqlx::query(COMPLETE_AND_INSERT), done);
+    let rows = line.run(bind_claims(query, claims)).await?.rows;
+    let is_claim = |row: &PgRow| Ok(row.try_get::<Option<PgUuid>, _>("token")?.is_some());
+    let (mut completed, mut claimed) = (Vec::new(), Vec::new());
+    for row in rows {
+        let is_claim: Result<bool, Error> = is_claim(&row);
+        if is_claim? {
+            claimed.push(row);
+        } else {
+            completed.push(row);
+        }
+    }
+    let completed = changed_of(done, &completed, line.store())?;
+    Ok((completed, inserted_of(claims, &claimed)?))
+}
+
+type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+fn bind_answers<'q>(query: PgQuery<'q>, done: &'q [&'q Complete]) -> PgQuery<'q> {
+    query
+        .bind(ids(done))
+        .bind(column(done, |done| PgUuid::from(done.claim.token)))
+        .bind(column(done, |done| done.answer.as_slice()))
+        .bind(column(done, |done| done.references.as_deref()))
+}
+
+fn bind_claims<'q>(query: PgQuery<'q>, claims: &'q [&'q Insert]) -> PgQuery<'q> {
+    query
+        .bind(ids(claims))
+        .bind(column(claims, |of| of.0.identity.digest().as_slice()))
+        .bind(column(claims, |of| of.0.identity.scope()))
+        .bind(column(claims, |of| of.0.identity.operation()))
+        .bind(column(claims, |of| of.0.identity.key()))
+        .bind(column(claims, |of| PgUuid::from(of.0.token)))
+        .bind(column(claims, |of| of.0.lost.as_sql()))
+        .bind(column(claims, |of| of.0.fingerprint.to_bytes()))
+        .bind(column(claims, |of| of.0.lease.as_secs_f64()))
+        .bind(column(claims, |of| of.0.ttl.as_secs_f64()))
+}
+
+/// A claim that made no row met another's.
+fn inserted_of(claims: &[&Insert], rows: &[PgRow]) -> Result<Vec<Option<Inserted>>, Error> {
+    let mut made = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let key: (PgUuid, PgUuid) = (row.try_get("id")?, row.try_get("token")?);
+        let until = row.try_get("until")?;
+        made.insert(key, Inserted::Until(time(until).map_err(unreadable)?));
+    }
+    let key = |claim: &&Insert| (claim.id().into(), claim.0.token.into());
+    let answer = |claim| made.get(&key(claim)).copied().unwrap_or(Inserted::Taken);
+    Ok(claims.iter().map(|claim| Some(answer(claim))).collect())
+}
+
 fn ids<R: Request>(requests: &[&R]) -> Vec<PgUuid> {
     column(requests, |request| request.id().into())
 }
@@ -249,7 +339,10 @@ fn changed_of<R: Request>(
 ) -> Result<Vec<Option<bool>>, Error> {
     let mut changed = HashMap::with_capacity(rows.len());
     for row in rows {
-        changed.insert(row.try_get::<PgUuid, _>(0)?, row.try_get::<bool, _>(1)?);
+        changed.insert(
+            row.try_get::<PgUuid, _>("id")?,
+            row.try_get::<bool, _>("waited")?,
+        );
     }
     let waited = |id: &PgUuid| changed.get(id) == Some(&true);
     let ids = requests.iter().map(|request| request.id());

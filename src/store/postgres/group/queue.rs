@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sqlx::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::batch::{Complete, Delete, Insert, Select};
+use super::batch::{Complete, Delete, Insert, Select, complete_and_insert};
 use super::writer::Line;
 use crate::identity::RecordId;
 use crate::store::StoreError;
@@ -148,10 +148,10 @@ impl Size {
 
 impl Round {
     pub(super) fn size(&self) -> Size {
+        let recorded = self.completions.len() + self.insertions.len();
         Size::default()
-            .and(self.completions.len(), true)
+            .and(recorded, true)
             .and(self.deletions.len(), true)
-            .and(self.insertions.len(), true)
             .and(self.selections.len(), false)
     }
 
@@ -167,23 +167,54 @@ impl Round {
     ///
     /// When the line is of no more use; everybody has been answered all the same.
     pub(super) async fn run(self, line: &mut Line, alone: &PgStore) -> Result<(), Arc<Error>> {
-        let broken = send(self.completions, line, alone, None).await;
-        let broken = send(self.deletions, line, alone, broken).await;
-        let broken = send(self.insertions, line, alone, broken).await;
-        let broken = send(self.selections, line, alone, broken).await;
+        let (completions, insertions) = (wanted(self.completions), wanted(self.insertions));
+        let broken = if completions.is_empty() || insertions.is_empty() {
+            let broken = send(completions, line, alone, None).await;
+            send(insertions, line, alone, broken).await
+        } else {
+            send_both(completions, insertions, line, alone).await
+        };
+        let broken = send(wanted(self.deletions), line, alone, broken).await;
+        let broken = send(wanted(self.selections), line, alone, broken).await;
         broken.map_or(Ok(()), Err)
     }
 }
 
-/// What nobody waits for any more is not sent. What the server refuses as a whole is sent again one by one: one of them is to blame. Where the line
-/// broke, nobody knows what was done: the callers come again, and recognise what is theirs.
+/// What nobody waits for any more is not sent.
+fn wanted<R: Request>(mut jobs: Vec<Job<R>>) -> Vec<Job<R>> {
+    jobs.retain(|job| !job.answer.is_closed());
+    jobs
+}
+
+/// One after the other, or in one statement where there are both: it is one commit less.
+async fn send_both(
+    completions: Vec<Job<Complete>>,
+    insertions: Vec<Job<Insert>>,
+    line: &mut Line,
+    alone: &PgStore,
+) -> Option<Arc<Error>> {
+    let sent = complete_and_insert(&requests(&completions), &requests(&insertions), line).await;
+    match sent {
+        Ok((completed, inserted)) => {
+            distribute(completions, completed, alone);
+            distribute(insertions, inserted, alone);
+            None
+        }
+        Err(error) => {
+            let error = Arc::new(error);
+            fail(completions, &error, alone);
+            fail(insertions, &error, alone);
+            (!line.is_usable_after(&error)).then_some(error)
+        }
+    }
+}
+
 async fn send<R: Request>(
-    mut jobs: Vec<Job<R>>,
+    jobs: Vec<Job<R>>,
     line: &mut Line,
     alone: &PgStore,
     broken: Option<Arc<Error>>,
 ) -> Option<Arc<Error>> {
-    jobs.retain(|job| !job.answer.is_closed());
     if jobs.is_empty() {
         return broken;
     }
@@ -191,20 +222,31 @@ async fn send<R: Request>(
         refuse(jobs, error);
         return broken;
     }
-    let requests: Vec<_> = jobs.iter().map(|job| &job.request).collect();
-    let error = match R::together(&requests, line).await {
+    match R::together(&requests(&jobs), line).await {
         Ok(answers) => {
             distribute(jobs, answers, alone);
-            return None;
+            None
         }
-        Err(error) => Arc::new(error),
-    };
+        Err(error) => {
+            let error = Arc::new(error);
+            fail(jobs, &error, alone);
+            (!line.is_usable_after(&error)).then_some(error)
+        }
+    }
+}
+
+fn requests<R: Request>(jobs: &[Job<R>]) -> Vec<&R> {
+    jobs.iter().map(|job| &job.request).collect()
+}
+
+/// What the server refuses as a whole is sent again one by one: one of them is to blame. Where the line
+/// broke, nobody knows what was done: the callers come again, and recognise what is theirs.
+fn fail<R: Request>(jobs: Vec<Job<R>>, error: &Arc<Error>, alone: &PgStore) {
     if error.as_database_error().is_some() {
         jobs.into_iter().for_each(|job| job.go_alone(alone));
     } else {
-        refuse(jobs, &error);
+        refuse(jobs, error);
     }
-    (!line.is_usable_after(&error)).then_some(error)
 }
 
 fn distribute<R: Request>(jobs: Vec<Job<R>>, answers: Vec<Option<R::Answer>>, alone: &PgStore) {

@@ -30,8 +30,8 @@ const SLOW_COMMIT: Duration = Duration::from_millis(1);
 /// What a record costs within a statement; the rest of its time is that of the commit.
 const OF_EACH: Duration = Duration::from_micros(20);
 
-/// How many rounds are looked back on: the quickest of them shows what a commit takes.
-const REMEMBERED: usize = 32;
+/// How many rounds are looked back on.
+const REMEMBERED: usize = 31;
 
 /// Who writes, and how many should.
 #[derive(Debug, Default)]
@@ -55,11 +55,12 @@ enum Doing {
     Round(Instant),
 }
 
-/// What commits took lately.
+/// What commits took lately, and how many writers keep the disk busy.
 #[derive(Debug)]
 struct Commits {
     took: [Duration; REMEMBERED],
     next: usize,
+    writers: u128,
 }
 
 impl Default for Commits {
@@ -67,6 +68,7 @@ impl Default for Commits {
         Self {
             took: [Duration::ZERO; REMEMBERED],
             next: 0,
+            writers: 1,
         }
     }
 }
@@ -74,17 +76,15 @@ impl Default for Commits {
 impl Commits {
     /// Of a round. One that only reads commits nothing.
     fn note(&mut self, took: Duration, size: Size) {
-        if size.commits > 0 {
-            let took = took.saturating_sub(OF_EACH * size.records);
-            self.took[self.next] = took / size.commits;
-            self.next = (self.next + 1) % REMEMBERED;
+        if size.commits == 0 {
+            return;
         }
-    }
-
-    /// How many writers keep the disk busy.
-    fn wanted(&self) -> u128 {
-        let quickest = self.took.iter().min().copied().unwrap_or_default();
-        1 + quickest.as_nanos() / SLOW_COMMIT.as_nanos()
+        let took = took.saturating_sub(OF_EACH * size.records);
+        self.took[self.next] = took / size.commits;
+        self.next = (self.next + 1) % REMEMBERED;
+        let mut sorted = self.took;
+        let (_, median, _) = sorted.select_nth_unstable(REMEMBERED / 2);
+        self.writers = 1 + median.as_nanos() / SLOW_COMMIT.as_nanos();
     }
 }
 
@@ -108,7 +108,7 @@ impl Writers {
         let in_time =
             |one: &&Writer| matches!(one.doing, Doing::Round(began) if began.elapsed() < LATE);
         let at_it = self.all.iter().filter(in_time).count();
-        (!is_full && (at_it as u128) < self.commits.wanted()).then(|| self.start())
+        (!is_full && (at_it as u128) < self.commits.writers).then(|| self.start())
     }
 
     fn start(&mut self) -> Started {
