@@ -16,7 +16,7 @@ use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::store::{Claim, Existing, LeaseRenewal, Store, Token};
 
-pub(crate) use follow::{Leader, News};
+pub(crate) use follow::{Leader, News, Said};
 use heart::Heart;
 pub(crate) use lease::Lease;
 
@@ -346,6 +346,13 @@ mod tests {
         listed.keep(&store, &claim(listed), LEASE, Instant::now())
     }
 
+    fn said(existing: Existing) -> Said {
+        Said {
+            existing: Arc::new(existing),
+            asked: Instant::now(),
+        }
+    }
+
     fn is_empty(running: &Running) -> bool {
         let attempts = running.lock();
         attempts.by_token.is_empty() && attempts.asking.is_empty() && attempts.latest.is_empty()
@@ -359,12 +366,10 @@ mod tests {
         let listed = lead(&running, &tea()).unwrap();
         keep(&listed);
         assert!(!is_empty(&running));
-        listed.recorded(Arc::new(IN_PROGRESS));
+        listed.recorded(said(IN_PROGRESS));
         assert!(is_empty(&running));
         lead(&running, &tea()).unwrap().failed();
-        lead(&running, &tea())
-            .unwrap()
-            .told(Arc::new(Existing::Held));
+        lead(&running, &tea()).unwrap().told(said(Existing::Held));
         drop(running.list_alone(&identity(), &tea(), Token::random().unwrap()));
         assert!(is_empty(&running));
     }
@@ -388,7 +393,7 @@ mod tests {
         let running = Arc::<Running>::default();
         let first = lead(&running, &tea()).unwrap();
         let mut leader = lead(&running, &tea()).unwrap_err();
-        first.told(Arc::new(Existing::Held));
+        first.told(said(Existing::Held));
         assert!(leader.changed().await);
         assert!(matches!(leader.news(), News::Told(_)));
     }
@@ -432,10 +437,10 @@ mod tests {
     async fn a_newcomer_makes_one_that_waits_ask_again() {
         let running = Arc::<Running>::default();
         let first = lead(&running, &tea()).unwrap();
-        first.elsewhere();
+        first.elsewhere(Instant::now());
         // Another request would not be told by it.
         let mut other = lead(&running, &coffee()).unwrap_err();
-        assert!(matches!(other.news(), News::Elsewhere));
+        assert!(matches!(other.news(), News::Elsewhere(_)));
         let mut same = lead(&running, &tea()).unwrap_err();
         assert!(matches!(same.news(), News::Asking));
         first.wanted().await;
@@ -446,7 +451,7 @@ mod tests {
     async fn who_was_passed_by_asks_no_more() {
         let running = Arc::<Running>::default();
         let first = lead(&running, &tea()).unwrap();
-        first.elsewhere();
+        first.elsewhere(Instant::now());
         let passing = running.list_alone(&identity(), &tea(), Token::random().unwrap());
         assert!(!passing.asks_again());
         assert!(first.asks_again());

@@ -17,7 +17,7 @@ use crate::layer::Shared;
 use crate::mode::{Leased, Mode};
 use crate::operation;
 use crate::outcome::Outcome;
-use crate::policy::{Policy, PolicyTable};
+use crate::policy::Policy;
 use crate::rejection::{Code, Rejection};
 use crate::run::{self, Call};
 use crate::scope::Scope;
@@ -220,12 +220,5 @@ impl<S: Store> Shared<S> {
             response.extensions_mut().insert(Outcome::Release);
         }
         response
-    }
-}
-
-impl PolicyTable {
-    fn covers(&self, method: &http::Method) -> bool {
-        let mut routes = self.routes.values();
-        self.default.covers(method) || routes.any(|policy| policy.covers(method))
     }
 }

@@ -14,12 +14,16 @@ mod common;
 mod cancelling;
 #[path = "postgres/damage.rs"]
 mod damage;
+#[path = "postgres/group.rs"]
+mod group;
 #[path = "postgres/locks.rs"]
 mod locks;
 #[path = "postgres/schema.rs"]
 mod schema;
 #[path = "postgres/session.rs"]
 mod session;
+#[path = "postgres/waiting.rs"]
+mod waiting;
 
 use std::time::{Duration, SystemTime};
 

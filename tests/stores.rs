@@ -12,6 +12,8 @@ mod common;
 
 #[path = "stores/broken.rs"]
 mod broken;
+#[path = "stores/crowd.rs"]
+mod crowd;
 #[path = "stores/memory.rs"]
 mod memory;
 #[path = "stores/model/mod.rs"]

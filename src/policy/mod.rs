@@ -19,7 +19,6 @@ use crate::scope::Scope;
 pub(crate) use risk::{Disposition, Ending, TransactionalDisposition};
 pub use risk::{Lost, Risk, StoreDown, Unknown};
 pub use table::PolicyHandle;
-pub(crate) use table::PolicyTable;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -84,7 +83,10 @@ pub enum Duplicates {
     /// 409 `request-in-progress` at once, with `Retry-After`. The default: it holds no connection.
     #[default]
     Reject,
-    /// The first answer, waited for up to a limit; then the 409.
+    /// The first answer, waited for up to a limit; then the 409. It looks again after 25 ms and then ever
+    /// less often, up to half a second. Where the first request runs in another process on a leased
+    /// route, `PgStore` wakes it sooner; on a transactional route there is no record yet that could say
+    /// that somebody waits.
     Wait(Duration),
 }
 

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::Method;
 
 use super::Policy;
 use crate::error::ConfigError;
@@ -11,15 +12,34 @@ use crate::operation;
 #[derive(Debug, Clone)]
 pub(crate) struct PolicyTable {
     pub(crate) default: Arc<Policy>,
-    pub(crate) routes: HashMap<String, Arc<Policy>>,
+    routes: HashMap<String, Arc<Policy>>,
+    /// All methods that one of them covers: a request of another one passes without a look at them.
+    methods: Vec<Method>,
 }
 
 impl PolicyTable {
     pub(crate) fn new(default: Policy) -> Self {
-        Self {
-            default: Arc::new(default),
-            routes: HashMap::new(),
+        Self::of(Arc::new(default), HashMap::new())
+    }
+
+    fn of(default: Arc<Policy>, routes: HashMap<String, Arc<Policy>>) -> Self {
+        let mut methods: Vec<Method> = Vec::new();
+        for policy in routes.values().chain([&default]) {
+            let others = policy
+                .methods
+                .iter()
+                .filter(|method| !methods.contains(method));
+            methods.extend(others.cloned().collect::<Vec<_>>());
         }
+        Self {
+            default,
+            routes,
+            methods,
+        }
+    }
+
+    pub(crate) fn covers(&self, method: &Method) -> bool {
+        self.methods.contains(method)
     }
 
     pub(crate) fn for_operation(&self, operation: &str) -> &Arc<Policy> {
@@ -76,10 +96,9 @@ impl PolicyHandle {
     pub fn replace_default(&self, policy: Policy) -> Result<(), ConfigError> {
         policy.validate(self.store_is_durable)?;
         let policy = Arc::new(policy);
-        self.table.rcu(|table| PolicyTable {
-            default: policy.clone(),
-            routes: table.routes.clone(),
-        });
+        let replaced =
+            |table: &Arc<PolicyTable>| PolicyTable::of(policy.clone(), table.routes.clone());
+        self.table.rcu(replaced);
         Ok(())
     }
 
@@ -101,9 +120,9 @@ impl PolicyHandle {
         }
         let policy = Arc::new(policy);
         self.table.rcu(|table| {
-            let mut table = PolicyTable::clone(table);
-            table.routes.insert(operation.clone(), policy.clone());
-            table
+            let mut routes = table.routes.clone();
+            routes.insert(operation.clone(), policy.clone());
+            PolicyTable::of(table.default.clone(), routes)
         });
         Ok(())
     }

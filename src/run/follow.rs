@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
 use crate::policy::Duplicates;
-use crate::running::{IN_PROGRESS, Leader, Listed, News};
+use crate::running::{IN_PROGRESS, Leader, Listed, News, Said};
 use crate::store::{Existing, Store, StoreError, Token};
 
 /// How a kind of route asks the store for the right to run.
@@ -46,6 +46,7 @@ enum Followed {
 
 /// How long a request waits for others.
 struct Waits {
+    arrived: Instant,
     is_patient: bool,
     give_up: Instant,
     backoff: Backoff,
@@ -60,9 +61,11 @@ impl Waits {
             Duplicates::Wait(limit) => limit,
             Duplicates::Reject => Duration::ZERO,
         };
+        let arrived = Instant::now();
         Self {
+            arrived,
             is_patient: !patience.is_zero(),
-            give_up: Instant::now() + patience,
+            give_up: arrived + patience,
             backoff: Backoff::new(Duration::from_millis(25), Duration::from_millis(500)),
             timeout,
             ask_by: None,
@@ -167,18 +170,23 @@ impl<S: Store> Exchange<S> {
         let mismatch = || Followed::Existing(Arc::new(Existing::Mismatch));
         loop {
             let news = leader.news();
-            if matches!(news, News::Elsewhere | News::Running) {
+            if matches!(news, News::Elsewhere(_) | News::Running) {
                 waits.heard();
             }
             let (until, then) = match news {
                 News::Asking => waits.unheard(),
-                News::Elsewhere if !is_equal => return Followed::Alone,
+                News::Elsewhere(_) if !is_equal => return Followed::Alone,
                 News::Running | News::Recorded(_) if !is_same => return mismatch(),
-                News::Elsewhere | News::Running => (waits.give_up, in_progress()),
-                News::Told(existing) if is_equal => return Followed::Existing(existing),
-                News::Recorded(existing) => return Followed::Existing(existing),
+                News::Elsewhere(asked) if asked < waits.arrived => return Followed::Again,
+                News::Elsewhere(_) | News::Running => (waits.give_up, in_progress()),
+                News::Told(said) if is_equal && said.holds_for(waits.arrived) => {
+                    return Followed::Existing(said.existing);
+                }
+                News::Recorded(said) if said.holds_for(waits.arrived) => {
+                    return Followed::Existing(said.existing);
+                }
                 News::Failed => return Followed::Alone,
-                News::Told(_) | News::Over => return Followed::Again,
+                News::Told(_) | News::Recorded(_) | News::Over => return Followed::Again,
             };
             tokio::select! {
                 biased;
@@ -200,7 +208,7 @@ impl<S: Store> Exchange<S> {
         reply: &mut Reply<E>,
     ) -> Option<Entered<A::Right>> {
         loop {
-            let fill = self.fill();
+            let (fill, asked) = (self.fill(), Instant::now());
             let existing = match ask.ask().await {
                 Ok(Asked::Granted(right)) => {
                     self.shared.core.replays.load().invalidate(&self.identity);
@@ -218,10 +226,13 @@ impl<S: Store> Exchange<S> {
             }
             let runs = matches!(*existing, Existing::InProgress { .. });
             let Some(pause) = waits.pause().filter(|_| runs) else {
-                listed.told(existing.clone());
+                listed.told(Said {
+                    existing: existing.clone(),
+                    asked,
+                });
                 return Some(Entered::Existing(existing));
             };
-            listed.elsewhere();
+            listed.elsewhere(asked);
             let waited = tokio::select! {
                 waited = self.rest(pause, reply) => waited,
                 () = listed.wanted() => true,
@@ -237,9 +248,10 @@ impl<S: Store> Exchange<S> {
 
     /// Waits a while for a record that runs in another process; `false` when the client is gone.
     async fn rest<E>(&self, pause: Duration, reply: &mut Reply<E>) -> bool {
+        let store = &self.shared.core.store;
         tokio::select! {
             () = reply.closed() => false,
-            () = sleep(pause) => true,
+            _ = timeout(pause, store.wait_for_change(&self.identity, pause)) => true,
         }
     }
 }

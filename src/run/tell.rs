@@ -6,18 +6,18 @@ use std::time::{Instant, SystemTime};
 use super::Exchange;
 use super::settle::Write;
 use crate::cache::Fill;
-use crate::running::Listed;
+use crate::running::{Listed, Said};
 use crate::store::{Claim, Completed, Completion, Existing, Store};
 
 impl<S: Store> Exchange<S> {
     /// The record is written: duplicates that wait are told what a lookup would find, where this is
     /// known without one.
-    pub(super) fn tell(&self, listed: Listed, shown: Option<Arc<Existing>>, fill: Option<Fill>) {
+    pub(super) fn tell(&self, listed: Listed, shown: Option<Said>, fill: Option<Fill>) {
         let Some(shown) = shown else {
             return drop(listed);
         };
         if let Some(fill) = fill {
-            fill.written(&self.fingerprint, &shown);
+            fill.written(&self.fingerprint, &shown.existing);
         }
         listed.recorded(shown);
     }
@@ -25,12 +25,7 @@ impl<S: Store> Exchange<S> {
     /// What a lookup will find once this is written, unless the record was held in between, as one
     /// whose lease is over may have been. A later attempt without references leaves those of an
     /// earlier one.
-    pub(super) fn shown(
-        &self,
-        claim: &Claim,
-        sent: Instant,
-        write: &Write,
-    ) -> Option<Arc<Existing>> {
+    pub(super) fn shown(&self, claim: &Claim, sent: Instant, write: &Write) -> Option<Said> {
         let Write::Complete(completion) = write else {
             return None;
         };
@@ -44,12 +39,17 @@ impl<S: Store> Exchange<S> {
         completion: &Completion,
         expires_at: SystemTime,
         sent: Instant,
-    ) -> Arc<Existing> {
-        Arc::new(Existing::Completed(Box::new(Completed {
+    ) -> Said {
+        let asked = Instant::now();
+        let completed = Completed {
             answer: completion.answer.clone(),
             references: completion.references.clone(),
             expires_at,
-            retention_left: self.policy.ttl.saturating_sub(sent.elapsed()),
-        })))
+            retention_left: self.policy.ttl.saturating_sub(asked - sent),
+        };
+        Said {
+            existing: Arc::new(Existing::Completed(Box::new(completed))),
+            asked,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What those that follow an attempt are told by it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -13,18 +14,37 @@ use crate::store::Existing;
 pub(crate) enum News {
     /// The store has not answered it yet.
     Asking,
-    /// The record runs in another process; the store will be asked again in a while.
-    Elsewhere,
+    /// The record runs in another process, as the store said when it was asked at this moment; it will be
+    /// asked again in a while.
+    Elsewhere(Instant),
     /// It runs, and the record has its fingerprint.
     Running,
     /// The store answered this.
-    Told(Arc<Existing>),
+    Told(Said),
     /// Its own answer is in the record, as the store would show it.
-    Recorded(Arc<Existing>),
+    Recorded(Said),
     /// The store did not answer.
     Failed,
     /// It is known no longer what the record says.
     Over,
+}
+
+/// What the store said, and when it was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Said {
+    pub(crate) existing: Arc<Existing>,
+    pub(crate) asked: Instant,
+}
+
+impl Said {
+    /// Whether it says as much to a request that came at this moment. Of a record that is not completed,
+    /// only what was asked for later does; one that is stays as it is until its retention is over.
+    pub(crate) fn holds_for(&self, arrived: Instant) -> bool {
+        match &*self.existing {
+            Existing::Completed(completed) => self.asked.elapsed() < completed.retention_left,
+            _ => arrived <= self.asked,
+        }
+    }
 }
 
 /// An attempt to follow.
@@ -56,7 +76,7 @@ impl Attempt {
     /// Somebody new wants to know, and what the store said last may have changed since.
     pub(super) fn want(&self) {
         let wanted = self.news.send_if_modified(|news| {
-            let waits = matches!(news, News::Elsewhere);
+            let waits = matches!(news, News::Elsewhere(_));
             if waits {
                 *news = News::Asking;
             }
@@ -70,8 +90,8 @@ impl Attempt {
 
 impl Listed {
     /// The record runs in another process, and the store will be asked again.
-    pub(crate) fn elsewhere(&self) {
-        self.tell(News::Elsewhere);
+    pub(crate) fn elsewhere(&self, asked: Instant) {
+        self.tell(News::Elsewhere(asked));
     }
 
     /// Asks again; `false` if it is not the one to ask, since another attempt of this process runs, or
@@ -92,13 +112,13 @@ impl Listed {
     }
 
     /// It ends with what the store said.
-    pub(crate) fn told(self, existing: Arc<Existing>) {
-        self.end(News::Told(existing));
+    pub(crate) fn told(self, said: Said) {
+        self.end(News::Told(said));
     }
 
     /// It ends with its own answer, which the store has confirmed.
-    pub(crate) fn recorded(self, completed: Arc<Existing>) {
-        self.end(News::Recorded(completed));
+    pub(crate) fn recorded(self, said: Said) {
+        self.end(News::Recorded(said));
     }
 
     /// It ends because the store did not answer.
@@ -119,5 +139,46 @@ impl Listed {
         if let Some(attempt) = attempts.by_token.get(&self.token) {
             attempt.news.send_replace(news);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use http::Response;
+
+    use super::*;
+    use crate::envelope::Envelope;
+    use crate::extract::References;
+    use crate::store::Completed;
+
+    fn completed(retention_left: Duration) -> Said {
+        Said {
+            existing: Arc::new(Existing::Completed(Box::new(Completed {
+                answer: Envelope::new(Response::new("made".into())),
+                references: References::default(),
+                expires_at: SystemTime::UNIX_EPOCH,
+                retention_left,
+            }))),
+            asked: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn an_answer_is_shared_until_its_retention_is_over() {
+        assert!(completed(Duration::from_secs(60)).holds_for(Instant::now()));
+        assert!(!completed(Duration::ZERO).holds_for(Instant::now()));
+    }
+
+    #[test]
+    fn what_may_have_changed_is_told_to_those_who_came_before_it_was_asked_for() {
+        let before = Instant::now();
+        let said = Said {
+            existing: Arc::new(Existing::Held),
+            asked: before + Duration::from_millis(1),
+        };
+        assert!(said.holds_for(before));
+        assert!(!said.holds_for(before + Duration::from_millis(2)));
     }
 }

@@ -279,6 +279,18 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes at most `limit` records whose retention is over and that nobody runs, and holds at
     /// most `limit` lost attempts whose policy says so.
     fn delete_expired(&self, limit: u32) -> impl Future<Output = Result<Swept, StoreError>> + Send;
+
+    /// Waits until a running record may have changed, for at most about `limit`. It may return at any
+    /// time, and the caller looks for itself then: sleeping, which is what the default does, is never
+    /// wrong. A store that is told of changes wakes those who wait sooner.
+    fn wait_for_change(
+        &self,
+        identity: &Identity,
+        limit: Duration,
+    ) -> impl Future<Output = ()> + Send {
+        let _ = identity;
+        tokio::time::sleep(limit)
+    }
 }
 
 /// The secret of one attempt, made before its claim is sent. It fences every later write.
@@ -620,5 +632,9 @@ impl<S: Store> Store for Arc<S> {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         S::delete_expired(self, limit).await
+    }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        S::wait_for_change(self, identity, limit).await;
     }
 }

@@ -275,6 +275,10 @@ impl<S: Store> Store for Flaky<S> {
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.called().delete_expired(limit).await
     }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: std::time::Duration) {
+        self.store.wait_for_change(identity, limit).await;
+    }
 }
 
 impl<S: TransactionalStore> TransactionalStore for Flaky<S> {

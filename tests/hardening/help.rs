@@ -166,6 +166,9 @@ impl<S: Store + Clone> Store for Slow<S> {
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.store.delete_expired(limit).await
     }
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        self.store.wait_for_change(identity, limit).await;
+    }
 }
 
 pub type App = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;

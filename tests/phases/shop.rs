@@ -137,6 +137,10 @@ impl<S: Store> Store for Deaf<S> {
     async fn delete_expired(&self, limit: u32) -> Result<tower_idempotency::Swept, StoreError> {
         self.store.delete_expired(limit).await
     }
+
+    async fn wait_for_change(&self, identity: &tower_idempotency::Identity, limit: Duration) {
+        self.store.wait_for_change(identity, limit).await;
+    }
 }
 
 impl<S: TransactionalStore> TransactionalStore for Deaf<S> {

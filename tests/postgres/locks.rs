@@ -9,7 +9,10 @@ use tower_idempotency::{PgStore, Store, StoreErrorKind};
 use super::{Fixture, acquire, completion, renewal, request, sql};
 
 /// A transaction that has locked one record until it is dropped.
-async fn lock(fixture: &Fixture, key: &str) -> sqlx::Transaction<'static, sqlx::Postgres> {
+pub(crate) async fn lock(
+    fixture: &Fixture,
+    key: &str,
+) -> sqlx::Transaction<'static, sqlx::Postgres> {
     let mut transaction = fixture.pool.begin().await.unwrap();
     let sql = format!("select 1 from idempotency.record where key = '{key}' for update");
     let done = sqlx::raw_sql(AssertSqlSafe(sql))

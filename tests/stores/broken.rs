@@ -221,6 +221,10 @@ impl<S: Store> Store for Broken<S> {
         }
         self.store.delete_expired(limit).await
     }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        self.store.wait_for_change(identity, limit).await;
+    }
 }
 
 pub struct BrokenSubject {

@@ -113,6 +113,10 @@ impl Store for Dying {
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.store.delete_expired(limit).await
     }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        self.store.wait_for_change(identity, limit).await;
+    }
 }
 
 impl TransactionalStore for Dying {

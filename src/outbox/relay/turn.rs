@@ -16,8 +16,13 @@ pub(super) enum Turn {
     Over,
     /// Others get their turn, and there may be more.
     More,
-    /// The receiver cannot be reached, and asks to be left alone for this long.
-    Unavailable(Duration),
+    /// The receiver cannot be reached.
+    Unavailable {
+        /// For how long it wants to be left alone.
+        asked_for: Duration,
+        /// Whether the message was given back.
+        given_back: bool,
+    },
 }
 
 impl<P: Publisher> Worker<P> {
@@ -91,36 +96,35 @@ impl<P: Publisher> Worker<P> {
 
     async fn failed(&self, claimed: &Claimed, error: PublishError) -> Turn {
         let is_last = claimed.message.attempt() >= self.settings.max_attempts;
-        let (written, turn) = match error.kind() {
-            PublishErrorKind::Unavailable => {
-                let turn = Turn::Unavailable(self.asked_for(&error));
-                (self.pause(claimed, &error).await, turn)
-            }
-            PublishErrorKind::Retryable if !is_last => {
-                (self.pause(claimed, &error).await, Turn::Over)
-            }
-            _ => (self.die(claimed, &error).await, Turn::Over),
+        let written = match error.kind() {
+            PublishErrorKind::Unavailable => self.pause(claimed, &error).await,
+            PublishErrorKind::Retryable if !is_last => self.pause(claimed, &error).await,
+            _ => self.die(claimed, &error).await,
         };
-        match written {
+        match &written {
             Ok(true) => {}
             Ok(false) => self.refused(claimed),
             // The lease will run out.
-            Err(error) => report(&error, "cannot give a message back"),
+            Err(error) => report(error, "cannot give a message back"),
         }
-        turn
+        match error.kind() {
+            PublishErrorKind::Unavailable => Turn::Unavailable {
+                asked_for: self.asked_for(&error),
+                given_back: matches!(written, Ok(true)),
+            },
+            _ => Turn::Over,
+        }
     }
 
     async fn pause(&self, claimed: &Claimed, error: &PublishError) -> Result<bool, OutboxError> {
         let (message, text) = (&claimed.message, error.chain());
-        let (attempt, counters) = (message.attempt(), &self.signals.counters);
+        let attempt = message.attempt();
         tracing::warn!(message = %message.id(), topic = message.topic(), attempt, error = text, "message is not published");
         let counts = error.kind() == PublishErrorKind::Retryable;
         let pause = full_jitter(self.settings.backoff, attempt).max(self.asked_for(error));
         let given_back = self.queue.pause(claimed, &text, pause, counts).await?;
         if counts {
-            counters.failed.add(u64::from(given_back));
-        } else {
-            counters.unavailable.add(u64::from(given_back));
+            self.signals.counters.failed.add(u64::from(given_back));
         }
         Ok(given_back)
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::handle::Signals;
@@ -79,12 +79,26 @@ impl<P: Publisher> Worker<P> {
                 () = self.signals.stop.cancelled() => break,
                 () = tokio::time::sleep_until(pace.next), if free > 0 => {}
                 () = self.signals.wake.notified(), if pace.outage.is_none() => pace.next = Instant::now(),
-                Some(turn) = turns.join_next() => pace.ended(turn),
+                Some(turn) = turns.join_next() => self.ended(&mut pace, turn),
             }
         }
         while let Some(turn) = turns.join_next().await {
-            pace.ended(turn);
+            self.ended(&mut pace, turn);
         }
+    }
+
+    /// An outage is counted when it holds up what comes next.
+    fn ended(&self, pace: &mut Pace, turn: Result<Turn, JoinError>) {
+        let given_back = matches!(
+            turn,
+            Ok(Turn::Unavailable {
+                given_back: true,
+                ..
+            })
+        );
+        pace.ended(turn);
+        let counter = &self.signals.counters.unavailable;
+        counter.add(u64::from(given_back));
     }
 
     async fn claim(self: &Arc<Self>, pace: &mut Pace, free: usize, turns: &mut JoinSet<Turn>) {
@@ -164,14 +178,14 @@ impl<P: Publisher> Worker<P> {
 }
 
 impl Pace {
-    fn ended(&mut self, turn: Result<Turn, tokio::task::JoinError>) {
+    fn ended(&mut self, turn: Result<Turn, JoinError>) {
         match turn {
             Ok(Turn::Over) => self.outage = None,
             Ok(Turn::More) => {
                 self.outage = None;
                 self.next = Instant::now();
             }
-            Ok(Turn::Unavailable(asked_for)) => {
+            Ok(Turn::Unavailable { asked_for, .. }) => {
                 // Those that were under way together are one reason to pause, not many.
                 let is_news = self.outage.is_none() || self.next <= Instant::now();
                 let outage = self.outage.get_or_insert_with(backoff);

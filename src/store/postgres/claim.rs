@@ -6,6 +6,8 @@ use sqlx::{Postgres, Row as _};
 
 use super::PgStore;
 use super::connection::{Done, is_locked};
+use super::group::{Complete, Delete, Insert, Select};
+use super::settle::{delete, update};
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::Identity;
@@ -15,27 +17,35 @@ use crate::store::protocol::{Inserted, Records, Row, State, Takeover};
 use crate::store::sql::{left, time};
 use crate::store::{Claim, ClaimRequest, Completion, StoreError, Token};
 
-/// Names the newest column, which only a completion writes: on an older schema the claim is what fails,
-/// before the handler has run.
+/// Names the newest column, which only what ends an attempt reads: on an older schema the claim is what
+/// fails, before the handler has run.
 const INSERT: &str = "
 insert into idempotency.record (
     id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
-    claimed_at, leased_until, expires_at, sweep_at, progress
+    claimed_at, leased_until, expires_at, sweep_at, waited
 )
 select $1, $2, $3, $4, $5, 'running', $6, 1, $7, $8,
     now, now + make_interval(secs => $9), now + make_interval(secs => $10),
-    now + make_interval(secs => case $7 when 'hold' then $9 else $10 end), null
+    now + make_interval(secs => case $7 when 'hold' then $9 else $10 end), false
 from (select clock_timestamp()) as clock (now)
 on conflict (id) do nothing
 returning extract(epoch from expires_at)::float8";
 
-const SELECT: &str = "
-select digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
+/// Everything of a record, in one snapshot.
+macro_rules! records {
+    () => {
+        "
+select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
     (extract(epoch from leased_until) - extract(epoch from clock_timestamp()))::float8 as lease_left,
     expires_at <= clock_timestamp() as expired,
     (extract(epoch from expires_at) - extract(epoch from clock_timestamp()))::float8 as retention_left,
     extract(epoch from expires_at)::float8 as expires_at
-from idempotency.record where id = $1";
+from idempotency.record"
+    };
+}
+pub(super) use records;
+
+const SELECT: &str = concat!(records!(), " where id = $1");
 
 /// Passes over a record that somebody has locked, as does the next: those who retry a record that is
 /// locked for long would else take up every connection, and hold up all other records.
@@ -48,7 +58,7 @@ update idempotency.record set
     expires_at = now + make_interval(secs => $7),
     sweep_at = now + make_interval(secs => case $4 when 'hold' then $6 else $7 end),
     refs = case when $3 > 1 then refs end, progress = case when $3 > 1 then progress end,
-    answer = null, abandoned = $9
+    answer = null, abandoned = $9, waited = false
 from (select clock_timestamp()) as clock (now)
 where id = (
     select id from idempotency.record
@@ -70,16 +80,17 @@ where id = (
 
 impl Records for PgStore {
     async fn insert(&self, request: &ClaimRequest) -> Result<Inserted, StoreError> {
-        let done = match self.try_run(insert(request)).await {
-            Err(locked) if is_locked(&locked) => return Ok(Inserted::Undecided),
-            done => done.map_err(error)?,
-        };
-        Ok(returned(&done)?.map_or(Inserted::Taken, Inserted::Until))
+        match &self.group {
+            Some(group) => group.submit(Insert(request.clone())).await,
+            None => self.insert_alone(request).await,
+        }
     }
 
     async fn select(&self, identity: &Identity) -> Result<Option<Row>, StoreError> {
-        let query = sqlx::query(SELECT).bind(PgUuid::from(identity.id()));
-        self.run(query).await?.rows.first().map(read).transpose()
+        match &self.group {
+            Some(group) => group.submit(Select(identity.clone())).await,
+            None => self.select_alone(identity).await,
+        }
     }
 
     async fn take_over(
@@ -113,11 +124,18 @@ impl Records for PgStore {
         claim: &Claim,
         completion: &Completion,
     ) -> Result<bool, StoreError> {
-        self.update_completed(claim, completion).await
+        let complete = Complete::new(claim, completion);
+        match &self.group {
+            Some(group) => group.submit(complete).await,
+            None => self.ends(claim, update(&complete)).await,
+        }
     }
 
     async fn delete_claimed(&self, claim: &Claim) -> Result<bool, StoreError> {
-        self.delete_claimed(claim).await
+        match &self.group {
+            Some(group) => group.submit(Delete(claim.clone())).await,
+            None => self.ends(claim, delete(claim)).await,
+        }
     }
 
     async fn give_up(&self, claim: &Claim) -> Result<bool, StoreError> {
@@ -131,6 +149,30 @@ impl Records for PgStore {
     ) -> Result<bool, StoreError> {
         self.update_held(claim, references).await
     }
+}
+
+impl PgStore {
+    pub(super) async fn insert_alone(
+        &self,
+        request: &ClaimRequest,
+    ) -> Result<Inserted, StoreError> {
+        match self.try_run(insert(request)).await {
+            Err(locked) if is_locked(&locked) => Ok(Inserted::Undecided),
+            done => inserted(&done.map_err(error)?).map_err(error),
+        }
+    }
+
+    pub(super) async fn select_alone(
+        &self,
+        identity: &Identity,
+    ) -> Result<Option<Row>, StoreError> {
+        let done = self.run(select(identity)).await?;
+        done.rows.first().map(read).transpose()
+    }
+}
+
+pub(super) fn select(identity: &Identity) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(SELECT).bind(PgUuid::from(identity.id()))
 }
 
 pub(super) fn insert(request: &ClaimRequest) -> Query<'_, Postgres, PgArguments> {
@@ -148,12 +190,17 @@ pub(super) fn insert(request: &ClaimRequest) -> Query<'_, Postgres, PgArguments>
         .bind(request.ttl.as_secs_f64())
 }
 
+pub(super) fn inserted(done: &Done) -> Result<Inserted, sqlx::Error> {
+    let until = returned(done).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    Ok(until.map_or(Inserted::Taken, Inserted::Until))
+}
+
 fn returned(done: &Done) -> Result<Option<SystemTime>, StoreError> {
     let expires_at = done.rows.first().map(|row| row.try_get(0)).transpose();
     expires_at.map_err(error)?.map(time).transpose()
 }
 
-fn read(row: &PgRow) -> Result<Row, StoreError> {
+pub(super) fn read(row: &PgRow) -> Result<Row, StoreError> {
     Ok(Row {
         digest: row.try_get("digest").map_err(error)?,
         state: State::from_sql(row.try_get("state").map_err(error)?)?,

@@ -9,7 +9,7 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use super::{PgStore, PgStoreBuilder};
+use super::{PgStore, PgStoreBuilder, group};
 use crate::store::StoreError;
 use crate::store::lent::{self, Lent};
 
@@ -17,6 +17,9 @@ use crate::store::lent::{self, Lent};
 /// be taken up by those who want one record, and each of them can come again. `complete` and
 /// `release` do so until they are heard.
 pub(super) const LOCK_TIMEOUT: &str = "100ms";
+
+/// The same for a statement of many records: one that is locked holds up all of them.
+const GROUP_LOCK_TIMEOUT: &str = "50ms";
 
 /// How long the answer to a statement is waited for: longer than the server works on it, and on
 /// preparing it. The server cannot say so where nothing comes through any more, and not everybody who
@@ -26,18 +29,39 @@ pub(super) fn patience(statement_timeout: Duration) -> Duration {
 }
 
 /// What the guarantee asks of a session: commits that survive a crash unless the server asks for
-/// more, one snapshot for each statement, and an end to waiting.
+/// more, one snapshot for each statement, and an end to waiting. Records are found by an index: a plan
+/// made while the table is empty would else read all of it, for as long as the server keeps the plan.
 const SESSION: &str = "select
     set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on'
         else current_setting('synchronous_commit') end, false),
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('statement_timeout', $1, false),
     set_config('lock_timeout', $2, false),
-    set_config('idle_in_transaction_session_timeout', $1, false)";
+    set_config('idle_in_transaction_session_timeout', $1, false),
+    set_config('enable_seqscan', 'off', false),
+    set_config('enable_hashjoin', 'off', false),
+    set_config('enable_mergejoin', 'off', false),
+    set_config('jit', 'off', false)";
 
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
+    let max = settings.max_connections;
+    pool(settings, max, LOCK_TIMEOUT, "tower-idempotency")
+}
+
+/// Those of [`Group`](super::group::Group).
+pub(super) fn writers(settings: &PgStoreBuilder) -> PgPool {
+    let max = group::MAX_WRITERS;
+    pool(
+        settings,
+        max,
+        GROUP_LOCK_TIMEOUT,
+        "tower-idempotency writer",
+    )
+}
+
+fn pool(settings: &PgStoreBuilder, max: u32, lock_timeout: &'static str, name: &str) -> PgPool {
     let options = PgPoolOptions::new()
-        .max_connections(settings.max_connections)
+        .max_connections(max)
         .acquire_timeout(settings.statement_timeout)
         // A connection that broke while idle is noticed by its next statement, which is sent again.
         .test_before_acquire(false);
@@ -48,13 +72,13 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
         options.after_connect(move |connection, _| {
             let query = sqlx::query(SESSION)
                 .bind(timeout.clone())
-                .bind(LOCK_TIMEOUT)
+                .bind(lock_timeout)
                 .persistent(false);
             Box::pin(async move { connection.execute(query).await.map(drop) })
         })
     };
     let server = settings.pool.connect_options().as_ref().clone();
-    options.connect_lazy_with(server.application_name("tower-idempotency"))
+    options.connect_lazy_with(server.application_name(name))
 }
 
 fn milliseconds(timeout: Duration) -> String {
@@ -98,22 +122,37 @@ impl PgStore {
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Done, Error> {
         let mut connection = self.acquire().await?;
-        let done = async {
-            match self.pooled_begin {
-                Some(_) => self.collect_pooled(&mut connection, query).await,
-                None => collect(&mut connection, query).await,
-            }
-        };
-        let result = match timeout(self.patience, done).await {
-            Ok(result) => result,
-            Err(silent) => Err(Error::Io(silent.into())),
-        };
-        // A statement that got no lock has ended, and no transaction is left of it.
-        let has_ended = |error: &Error| self.pooled_begin.is_none() && is_locked(error);
-        if result.as_ref().map_or_else(has_ended, |_| true) {
+        let result = self.run_on(&mut connection, query).await;
+        if result
+            .as_ref()
+            .map_or_else(|error| self.has_ended(error), |_| true)
+        {
             connection.keep();
         }
         result
+    }
+
+    /// The same, on a connection of the caller's.
+    pub(super) async fn run_on(
+        &self,
+        connection: &mut PgConnection,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Done, Error> {
+        let done = async {
+            match self.pooled_begin {
+                Some(_) => self.collect_pooled(connection, query).await,
+                None => collect(connection, query).await,
+            }
+        };
+        match timeout(self.patience, done).await {
+            Ok(result) => result,
+            Err(silent) => Err(Error::Io(silent.into())),
+        }
+    }
+
+    /// A statement that got no lock has ended, and no transaction is left of it.
+    pub(super) fn has_ended(&self, error: &Error) -> bool {
+        self.pooled_begin.is_none() && is_locked(error)
     }
 
     /// sqlx prepares a statement and executes it in two steps. A transaction pooler may send the

@@ -52,7 +52,14 @@ fn migrator() -> Migrator {
         include_str!("../../../migrations/postgres/0005_progress.sql").into_sql_str(),
         false,
     );
-    let migrations = vec![record, outbox_inbox, enter, reference, progress];
+    let waited = Migration::new(
+        6,
+        "waited".into(),
+        MigrationType::Simple,
+        include_str!("../../../migrations/postgres/0006_waited.sql").into_sql_str(),
+        false,
+    );
+    let migrations = vec![record, outbox_inbox, enter, reference, progress, waited];
     let mut migrator = Migrator::with_migrations(migrations);
     migrator.create_schema("idempotency");
     migrator.dangerous_set_table_name("idempotency._migrations");

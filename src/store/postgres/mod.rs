@@ -10,16 +10,20 @@
 mod claim;
 mod connection;
 mod find;
+mod group;
 mod heartbeat;
 mod held;
+mod listen;
 mod migrate;
 mod phases;
 mod settle;
 mod sweep;
 mod transaction;
 mod types;
+mod waiting;
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{PgPool, SqlStr};
@@ -37,10 +41,12 @@ use crate::identity::{Identity, RecordId};
 pub use super::phases::{PhaseError, SavedError};
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
+use group::Group;
 pub use phases::Phases;
 use transaction::Transactions;
 pub use transaction::Tx;
 pub(crate) use types::PgUuid;
+use waiting::{Waiting, Wakes};
 
 /// Records in PostgreSQL 14 or later.
 ///
@@ -48,8 +54,9 @@ pub(crate) use types::PgUuid;
 /// `pool.begin()` of an application can hand the next borrower a connection inside an abandoned
 /// transaction (sqlx [#4385](https://github.com/launchbadge/sqlx/issues/4385)), and a record
 /// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a
-/// process, and [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
-/// which then need none of the application's.
+/// process, [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
+/// which then need none of the application's, and one that listens while duplicates
+/// [wait](crate::Duplicates::Wait) for other processes.
 ///
 /// Cheap to clone; clones share the connections.
 ///
@@ -67,12 +74,18 @@ pub(crate) use types::PgUuid;
 #[derive(Debug, Clone)]
 pub struct PgStore {
     pool: PgPool,
+    /// `None` where each statement goes alone.
+    group: Option<Arc<Group>>,
     /// Those of handlers, which may take long.
     transactions: Transactions,
     /// How a transaction begins behind PgBouncer, where each statement needs one.
     pooled_begin: Option<SqlStr>,
     /// How long an answer may take.
     patience: Duration,
+    /// Who waits for other processes, where there can be a connection that listens.
+    waiting: Option<Waiting>,
+    /// Who is to be told that a record has changed.
+    wakes: Wakes,
 }
 
 /// Settings of a [`PgStore`].
@@ -95,6 +108,7 @@ pub struct PgStoreBuilder {
     statement_timeout: Duration,
     pgbouncer: bool,
     share_pool: bool,
+    group_commit: bool,
 }
 
 /// PostgreSQL counts whole milliseconds, and takes 0 for "for ever".
@@ -112,6 +126,12 @@ impl PgStore {
     /// is [`Unavailable`](crate::StoreErrorKind::Unavailable). Dropping the store closes them, too,
     /// without waiting. A [shared pool](PgStoreBuilder::with_shared_pool) is closed for the application, too.
     pub async fn close(&self) {
+        if let Some(group) = &self.group {
+            group.close().await;
+        }
+        if let Some(waiting) = &self.waiting {
+            waiting.close();
+        }
         self.pool.close().await;
         self.transactions.close().await;
     }
@@ -125,6 +145,7 @@ impl PgStore {
             statement_timeout: Duration::from_secs(5),
             pgbouncer: false,
             share_pool: false,
+            group_commit: true,
         }
     }
 }
@@ -179,7 +200,7 @@ impl PgStoreBuilder {
 
     /// Set it where the pool leads to PgBouncer in transaction mode: each statement runs in a
     /// transaction of its own, which makes three round trips of one, no statement is prepared by
-    /// name, and no setting of the session is relied on. Default: `false`.
+    /// name, and no setting of the session is relied on. Duplicates that wait only poll. Default: `false`.
     ///
     /// PgBouncer needs `ignore_startup_parameters = extra_float_digits`. Run
     /// [`migrate`](PgStore::migrate) over a direct connection.
@@ -193,15 +214,45 @@ impl PgStoreBuilder {
     /// Only for applications that never cancel a `begin()`; sqlx may otherwise hand the store a
     /// connection inside an abandoned transaction. Session settings are then the application's, too:
     /// without a `lock_timeout`, a record that somebody has locked takes up the connections of those
-    /// who want it.
+    /// who want it. Duplicates that wait only poll.
     pub fn with_shared_pool(mut self, share: bool) -> Self {
         self.share_pool = share;
+        self
+    }
+
+    /// Whether the claims, lookups, completions and releases of concurrent requests travel together: one
+    /// statement and one commit for many, over connections of their own. Nobody waits for others to
+    /// come. There is one such connection, and up to 4 where commits take long or one is held up; they
+    /// are not part of [`with_max_connections`](Self::with_max_connections). At most 2,048 statements
+    /// are queued; whoever comes then waits for as long as a statement may take, and is
+    /// [`Unavailable`](crate::StoreErrorKind::Unavailable) afterwards. Default: `true`; never where the
+    /// [pool is shared](Self::with_shared_pool).
+    ///
+    /// ```no_run
+    /// # fn example(pool: sqlx::PgPool) {
+    /// use tower_idempotency::PgStore;
+    ///
+    /// let store = PgStore::builder(pool).with_group_commit(false).build();
+    /// # }
+    /// ```
+    pub fn with_group_commit(mut self, group_commit: bool) -> Self {
+        self.group_commit = group_commit;
         self
     }
 
     /// The store. Connects when first used.
     #[must_use]
     pub fn build(self) -> PgStore {
+        let writers = self.group_commit && !self.share_pool;
+        let writers = writers.then(|| connection::writers(&self));
+        let alone = self.build_alone();
+        let (patience, group) = (alone.patience, alone.clone());
+        let group = writers.map(|pool| Arc::new(Group::new(group, pool, patience)));
+        PgStore { group, ..alone }
+    }
+
+    /// Without group commit.
+    fn build_alone(self) -> PgStore {
         let pooled_begin = self.pgbouncer.then(|| connection::pooled_begin(&self));
         let patience = connection::patience(self.statement_timeout);
         let (pool, transactions) = if self.share_pool {
@@ -209,12 +260,19 @@ impl PgStoreBuilder {
         } else {
             (connection::own_pool(&self), transaction::own_pool(&self))
         };
+        let waiting = (!self.share_pool && !self.pgbouncer).then(|| {
+            let server = pool.connect_options().as_ref().clone();
+            Waiting::new(server, self.statement_timeout)
+        });
         let transactions = Transactions::new(transactions, self.share_pool, patience);
         PgStore {
             pool,
+            group: None,
             transactions,
             pooled_begin,
             patience,
+            waiting,
+            wakes: Wakes::default(),
         }
     }
 }
@@ -288,5 +346,9 @@ impl Store for PgStore {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.sweep(limit).await
+    }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        self.wait(identity, limit).await;
     }
 }

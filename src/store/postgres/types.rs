@@ -14,7 +14,7 @@ use crate::store::Token;
 const UUID: Oid = Oid(2950);
 const UUID_ARRAY: Oid = Oid(2951);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PgUuid(pub(crate) [u8; 16]);
 
 impl From<RecordId> for PgUuid {

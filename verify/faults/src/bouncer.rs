@@ -12,7 +12,7 @@ const NEEDED: &str = "this test needs PgBouncer (`apt-get install --no-install-r
                       or PGBOUNCER_BIN set to it";
 
 /// As few as make it sure that they are shared.
-const SERVER_CONNECTIONS: usize = 4;
+const SERVER_CONNECTIONS: usize = 2;
 
 /// Ends it with the process that holds the other end of its standard input.
 const RUN: &str = r#"

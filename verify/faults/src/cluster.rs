@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use sqlx::postgres::{PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection as _};
 
-use crate::faketime;
+use crate::faketime::{self, Variables};
 use crate::fired::fired;
 use crate::random::{Random, fresh_key};
 use crate::signal;
@@ -28,8 +28,18 @@ pub struct Cluster {
     syncs: bool,
     /// What [`set_clock`](Self::set_clock) changes.
     clock: Option<PathBuf>,
+    tuning: Tuning,
     /// Waits for the end of its standard input, and then cleans up.
     janitor: Child,
+}
+
+/// What a server is started with beside what is always so.
+#[derive(Debug, Clone, Default)]
+pub struct Tuning {
+    /// Options of its command line, such as `-c max_connections=300`; the last of a name counts.
+    pub options: String,
+    /// Variables of its environment.
+    pub variables: Variables,
 }
 
 const CLEAN_UP: &str = r#"
@@ -82,6 +92,26 @@ impl Cluster {
         .await
     }
 
+    /// The same with settings of its own.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start) does.
+    pub async fn start_tuned(tuning: Tuning) -> Self {
+        Self::start_made(move || {
+            let mut cluster = Self::prepare(true);
+            cluster.tuning = tuning;
+            cluster.init(&[]);
+            cluster
+        })
+        .await
+    }
+
+    /// What it is started with from the next [`boot`](Self::boot) on.
+    pub fn tune(&mut self, tuning: Tuning) {
+        self.tuning = tuning;
+    }
+
     async fn start_as(syncs: bool) -> Self {
         Self::start_made(move || {
             let cluster = Self::prepare(syncs);
@@ -121,6 +151,7 @@ impl Cluster {
             password: fresh_key(),
             syncs,
             clock: None,
+            tuning: Tuning::default(),
             janitor,
         };
         let secret = cluster.directory.join("password");
@@ -281,13 +312,14 @@ impl Cluster {
     fn try_boot(&self) -> bool {
         let options = format!(
             "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
-             -c max_connections=200 -c fsync={}",
-            self.port, self.syncs
+             -c max_connections=200 -c fsync={} {}",
+            self.port, self.syncs, self.tuning.options
         );
         let clock = self.clock.as_deref().map(faketime::by_file);
         let status = self
             .program("pg_ctl")
             .envs(clock.unwrap_or_default())
+            .envs(self.tuning.variables.iter().cloned())
             .args(["-w", "-t", "60", "-o", &options, "-l"])
             .arg(self.directory.join("log"))
             .arg("start")

@@ -180,6 +180,10 @@ impl<S: Store> Store for Failing<S> {
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.store.delete_expired(limit).await
     }
+
+    async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
+        self.store.wait_for_change(identity, limit).await;
+    }
 }
 
 impl<S: TransactionalStore> TransactionalStore for Failing<S> {

@@ -1,5 +1,7 @@
 //! What a subject is told: one JSON object, its only argument.
 
+use std::env;
+
 use serde::{Deserialize, Serialize};
 
 /// Settings of a subject. Times are milliseconds; `None` is the crate's own default.
@@ -22,6 +24,10 @@ pub struct Settings {
     pub pgbouncer: bool,
     /// Whether the records are written on the connections of the application.
     pub shared_pool: bool,
+    /// Whether statements of concurrent requests travel together.
+    pub group_commit: bool,
+    /// Whether answers are replayed from memory, too.
+    pub replay_cache: bool,
     /// Whether to create the schema first; a store that never answers would keep it from starting.
     pub migrate: bool,
     /// Threads that run its tasks.
@@ -53,7 +59,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Records and ledger in one database, and the defaults of a risk class.
+    /// Records and ledger in one database, and the defaults of a risk class. `FAULTS_GROUP_COMMIT=off` and
+    /// `FAULTS_REPLAY_CACHE=on` change what tests do not say.
     #[must_use]
     pub fn new(store: &str, risk: &str) -> Self {
         Self {
@@ -65,6 +72,8 @@ impl Settings {
             reruns: 0,
             pgbouncer: false,
             shared_pool: false,
+            group_commit: env::var("FAULTS_GROUP_COMMIT").as_deref() != Ok("off"),
+            replay_cache: env::var("FAULTS_REPLAY_CACHE").as_deref() == Ok("on"),
             migrate: true,
             workers: None,
             timeout_outside: None,

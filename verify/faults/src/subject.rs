@@ -81,7 +81,8 @@ pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
             let pool = PgPoolOptions::new().connect_lazy(&settings.store)?;
             let mut store = PgStore::builder(pool)
                 .with_pgbouncer(settings.pgbouncer)
-                .with_shared_pool(settings.shared_pool);
+                .with_shared_pool(settings.shared_pool)
+                .with_group_commit(settings.group_commit);
             if let Some(most) = settings.max_transactions {
                 store = store.with_max_transactions(most)?;
             }
@@ -214,6 +215,7 @@ fn layer<S: Store>(settings: &Settings, store: S) -> Result<IdempotencyLayer<S>,
         policy = policy.with_body_deadline(ms(deadline));
     }
     policy = policy.with_reruns(settings.reruns);
+    policy = policy.with_replay_cache(settings.replay_cache);
     if let Some(wait) = settings.wait {
         policy = policy.with_duplicates(Duplicates::Wait(ms(wait)));
     }

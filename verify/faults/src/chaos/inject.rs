@@ -256,7 +256,7 @@ pub async fn crash(
 async fn backend(pool: &PgPool, choice: u64) -> Option<i32> {
     const BACKENDS: &str = "
         select pid from pg_stat_activity
-        where backend_type = 'client backend' and application_name = 'tower-idempotency'
+        where backend_type = 'client backend' and application_name like 'tower-idempotency%'
         order by state = 'active' desc, pid";
     let backends: Vec<i32> = sqlx::query_scalar(BACKENDS).fetch_all(pool).await.ok()?;
     let count = u64::try_from(backends.len())

@@ -32,12 +32,17 @@ async fn led_by_a_mismatch(transactional: bool, matching: Match) {
             async move { wrong.send(port).await.unwrap() }
         });
         held.has_fired(1).await;
-        let ports = [subject.port, other.port, subject.port, subject.port];
-        for retry in join_all(ports.map(|port| pay.send(port))).await {
-            assert_replays(&retry.unwrap(), &first);
-        }
+        // Those in its own process follow it, and must not be told what it is told.
+        let follows = [(); 3].map(|()| {
+            let (pay, port) = (pay.clone(), subject.port);
+            tokio::spawn(async move { pay.send(port).await.unwrap() })
+        });
+        assert_replays(&pay.send(other.port).await.unwrap(), &first);
         assert!(!leads.is_finished());
         held.release();
+        for retry in join_all(follows).await {
+            assert_replays(&retry.unwrap(), &first);
+        }
         let refused = leads.await.unwrap();
         assert_code(&refused, "key-reused");
         assert!(!refused.text().contains("4711"), "{}", refused.text());

@@ -158,8 +158,8 @@ async fn b04_a_transaction_of_the_store_that_is_cancelled_at_its_begin_is_rolled
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b04_a_claim_that_is_cancelled_at_a_begin_poisons_no_connection() {
     let place = Place::new().await;
-    // Behind a pooler each statement has a transaction.
-    let store = place.store(|builder| builder.with_pgbouncer(true));
+    // Behind a pooler each statement has a transaction. That of a writer is nobody's to cancel.
+    let store = place.store(|builder| builder.with_pgbouncer(true).with_group_commit(false));
     for n in 1..4 {
         let cancelled = store.clone();
         let claiming = async move { cancelled.claim(&request()).await };

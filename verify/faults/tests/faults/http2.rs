@@ -6,6 +6,7 @@ use faults::http2::Connection;
 use faults::process::Subject;
 use faults::wait::{Gate, until};
 
+use crate::kills::retry_until_settled;
 use crate::{SUBJECT, assert_replays, on_every_store};
 
 on_every_store! {
@@ -50,7 +51,8 @@ impl Running {
     async fn ends_replayed(self) {
         self.gate.open();
         self.database.has_state(&self.pay.key, "completed").await;
-        let replay = self.pay.send(self.subject.port).await.unwrap();
+        // The record is there for others before its own process has heard of it.
+        let replay = retry_until_settled(&self.subject, &self.pay).await;
         assert_eq!(replay.status, 201, "{}", replay.text());
         assert!(replay.is_replayed());
         assert_replays(&self.pay.send(self.subject.port).await.unwrap(), &replay);
@@ -123,7 +125,7 @@ async fn end(database: Database, transactional: bool) {
         .database
         .has_state(&running.pay.key, "completed")
         .await;
-    let replay = running.pay.send(running.subject.port).await.unwrap();
+    let replay = retry_until_settled(&running.subject, &running.pay).await;
     assert_eq!(replay.status, 201, "{}", replay.text());
     assert!(replay.is_replayed());
     assert_eq!(running.database.runs(&running.pay.key).await.len(), 1);

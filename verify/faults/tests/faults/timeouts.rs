@@ -5,6 +5,7 @@ use faults::database::Database;
 use faults::process::Subject;
 use faults::wait::Gate;
 
+use crate::kills::retry_until_settled;
 use crate::{SUBJECT, assert_code, assert_replays, on_every_store};
 
 on_every_store! {
@@ -46,7 +47,8 @@ async fn outside(database: &Database, risk: &str, transactional: bool) {
     );
     gate.open();
     database.has_state(&pay.key, "completed").await;
-    let replay = pay.send(subject.port).await.unwrap();
+    // The record is there for others before its own process has heard of it.
+    let replay = retry_until_settled(&subject, &pay).await;
     assert_eq!(replay.status, 201, "{}", replay.text());
     assert!(replay.is_replayed());
     let runs = database.runs(&pay.key).await;

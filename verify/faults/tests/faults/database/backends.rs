@@ -31,7 +31,7 @@ const FAST: [&str; 1] = ["drop trigger slow on idempotency.record"];
 /// Backends that are in the middle of such a write.
 const WRITING: &str = "
 select pid from pg_stat_activity where wait_event = 'PgSleep'
-    and application_name = 'tower-idempotency' and query like '%idempotency.record%'";
+    and application_name like 'tower-idempotency%' and query like '%idempotency.record%'";
 
 /// Backends of transactions whose handlers are running.
 const IN_HANDLER: &str = "

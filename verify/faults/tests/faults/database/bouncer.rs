@@ -18,7 +18,7 @@ use crate::kills::{AT_ONCE, Sent, kill_while_at_work, replays, retry_until_settl
 use crate::{SUBJECT, assert_replays, on_both_routes, warm};
 
 on_both_routes! {
-    d16_behind_pgbouncer_duplicates_over_two_processes_execute_once,
+    d16_behind_pgbouncer_duplicates_over_three_processes_execute_once,
     d16_behind_pgbouncer_a_kill_at_any_moment_never_runs_twice_and_answers_are_replayed,
 }
 
@@ -62,13 +62,13 @@ impl Pooled {
     }
 }
 
-async fn d16_behind_pgbouncer_duplicates_over_two_processes_execute_once(route: Route) {
+async fn d16_behind_pgbouncer_duplicates_over_three_processes_execute_once(route: Route) {
     let pooled = Pooled::start(route).await;
-    let subjects = pooled.subjects(2).await;
+    let subjects = pooled.subjects(3).await;
     let mut kinds = BTreeMap::new();
     for _ in 0..size("D16") {
         let pay = Pay::new("delay=40");
-        let sending = (0..40).map(|n| pay.send(subjects[n % 2].port));
+        let sending = (0..40).map(|n| pay.send(subjects[n % 3].port));
         let answers: Vec<_> = join_all(sending).await;
         let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
         let first = answers

@@ -100,7 +100,7 @@ async fn d19_a_newer_schema_is_never_migrated_and_serves_as_before(route: Route)
     let place = Place::with(route, Version::Newer).await;
     let migrating = place.settings.clone().with(|s| s.migrate = true);
     let said = SUBJECT.refuses(&migrating).await;
-    assert!(said.contains("VersionMissing(6)"), "{said}");
+    assert!(said.contains("VersionMissing(7)"), "{said}");
     let subject = SUBJECT.start(&place.settings).await;
     let pay = Pay::new("");
     let first = pay.send(subject.port).await.unwrap();

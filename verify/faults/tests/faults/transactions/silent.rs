@@ -11,7 +11,7 @@ use faults::wait::{Gate, until};
 use futures_util::future::join_all;
 
 use super::{behind, took_effect_once};
-use crate::{assert_code, warm};
+use crate::warm;
 
 const TRANSACTIONS: u32 = 2;
 
@@ -69,7 +69,9 @@ impl Place {
             if answer.status == 201 {
                 break answer;
             }
-            assert_code(&answer, "store-unavailable");
+            // What began too late for its request is still to be rolled back.
+            let expected = ["store-unavailable", "request-in-progress"];
+            assert!(expected.contains(&&*answer.kind()), "{}", answer.text());
             refused += 1;
             assert!(
                 stranded.elapsed() < Duration::from_secs(25),

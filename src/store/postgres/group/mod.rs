@@ -1,0 +1,107 @@
+//! Group commit: what concurrent callers ask of the store travels together, in one statement and one
+//! commit for each kind, over connections that do nothing else. A writer takes what is queued as soon
+//! as it is free; nobody waits for a batch to fill.
+
+mod batch;
+mod queue;
+mod writer;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use super::PgStore;
+use crate::store::StoreError;
+
+pub(super) use batch::{Complete, Delete, Insert, Select};
+pub(super) use queue::Request;
+use queue::{Job, Queues};
+use writer::{AtWork, Writers};
+
+/// The most that is queued or on its way. Whoever comes then waits for a place.
+const PLACES: usize = 2048;
+
+/// The most connections that write at once.
+pub(super) const MAX_WRITERS: u32 = 4;
+
+/// The queue of a store, and those who empty it.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// Where what cannot go with the others goes alone.
+    alone: PgStore,
+    pool: PgPool,
+    places: Arc<Semaphore>,
+    patience: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queues: Queues,
+    writers: Writers,
+}
+
+impl Group {
+    /// `alone` is the same store without group commit.
+    pub(super) fn new(alone: PgStore, pool: PgPool, patience: Duration) -> Self {
+        Self {
+            alone,
+            pool,
+            places: Arc::new(Semaphore::new(PLACES)),
+            patience,
+            state: Mutex::default(),
+        }
+    }
+
+    /// # Cancel safety
+    ///
+    /// What is still queued when its caller is gone is not sent. What was sent may have been done.
+    pub(super) async fn submit<R: Request>(
+        self: &Arc<Self>,
+        request: R,
+    ) -> Result<R::Answer, StoreError> {
+        let place = timeout(self.patience, self.places.clone().acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            return Err(StoreError::unavailable("too much is queued for the store"));
+        };
+        let (answer, answered) = oneshot::channel();
+        self.push(Job::new(request, answer, place));
+        let ended = |_| Err(StoreError::unavailable("the writer ended"));
+        answered.await.unwrap_or_else(ended)
+    }
+
+    fn push<R: Request>(self: &Arc<Self>, job: Job<R>) {
+        let mut state = self.lock();
+        R::queue(&mut state.queues).push_back(job);
+        self.call(state);
+    }
+
+    /// A writer is held up: another one takes what is queued behind it.
+    fn help(self: &Arc<Self>) {
+        let state = self.lock();
+        if !state.queues.is_empty() {
+            self.call(state);
+        }
+    }
+
+    fn call(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let started = state.writers.call();
+        drop(state);
+        if let Some(started) = started {
+            tokio::spawn(AtWork::new(self.clone(), started).run());
+        }
+    }
+
+    /// Lets the writers end once the queue is empty, and closes their connections.
+    pub(super) async fn close(&self) {
+        self.lock().writers.close();
+        self.pool.close().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

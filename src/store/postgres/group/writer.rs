@@ -1,0 +1,287 @@
+//! Those who empty the queue. One is enough where the disk is quick: the more wait for it, the more
+//! travel together. More of them write where commits take long, so that one flush of the disk does not
+//! wait for the other, and where one is held up.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sqlx::postgres::PgArguments;
+use sqlx::query::Query;
+use sqlx::{Error, Postgres};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::queue::{Round, Size};
+use super::{Group, MAX_WRITERS};
+use crate::store::lent::Lent;
+use crate::store::postgres::PgStore;
+use crate::store::postgres::connection::Done;
+
+/// How long a writer without work keeps its connection.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A writer that has been at one round for longer is held up, and does not count.
+const LATE: Duration = Duration::from_millis(100);
+
+/// The time of a commit for which another writer pays.
+const SLOW_COMMIT: Duration = Duration::from_millis(1);
+
+/// What a record costs within a statement; the rest of its time is that of the commit.
+const OF_EACH: Duration = Duration::from_micros(20);
+
+/// How many rounds are looked back on: the quickest of them shows what a commit takes.
+const REMEMBERED: usize = 32;
+
+/// Who writes, and how many should.
+#[derive(Debug, Default)]
+pub(super) struct Writers {
+    all: Vec<Writer>,
+    started: u64,
+    commits: Commits,
+    is_closed: bool,
+}
+
+#[derive(Debug)]
+struct Writer {
+    name: u64,
+    doing: Doing,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Nothing,
+    Round(Instant),
+}
+
+/// What commits took lately.
+#[derive(Debug)]
+struct Commits {
+    took: [Duration; REMEMBERED],
+    next: usize,
+}
+
+impl Default for Commits {
+    fn default() -> Self {
+        Self {
+            took: [Duration::ZERO; REMEMBERED],
+            next: 0,
+        }
+    }
+}
+
+impl Commits {
+    /// Of a round. One that only reads commits nothing.
+    fn note(&mut self, took: Duration, size: Size) {
+        if size.commits > 0 {
+            let took = took.saturating_sub(OF_EACH * size.records);
+            self.took[self.next] = took / size.commits;
+            self.next = (self.next + 1) % REMEMBERED;
+        }
+    }
+
+    /// How many writers keep the disk busy.
+    fn wanted(&self) -> u128 {
+        let quickest = self.took.iter().min().copied().unwrap_or_default();
+        1 + quickest.as_nanos() / SLOW_COMMIT.as_nanos()
+    }
+}
+
+/// A writer that is counted, and has to be run.
+#[derive(Debug)]
+pub(super) struct Started {
+    name: u64,
+    wake: Arc<Notify>,
+}
+
+impl Writers {
+    /// There is work: wakes a writer, or says that another one has to be started.
+    pub(super) fn call(&mut self) -> Option<Started> {
+        let idle = self.all.iter_mut().find(|one| one.doing == Doing::Nothing);
+        if let Some(writer) = idle {
+            writer.doing = Doing::Round(Instant::now());
+            writer.wake.notify_one();
+            return None;
+        }
+        let is_full = self.all.len() >= MAX_WRITERS as usize;
+        let in_time =
+            |one: &&Writer| matches!(one.doing, Doing::Round(began) if began.elapsed() < LATE);
+        let at_it = self.all.iter().filter(in_time).count();
+        (!is_full && (at_it as u128) < self.commits.wanted()).then(|| self.start())
+    }
+
+    fn start(&mut self) -> Started {
+        self.started += 1;
+        let (name, wake) = (self.started, Arc::new(Notify::new()));
+        self.all.push(Writer {
+            name,
+            doing: Doing::Round(Instant::now()),
+            wake: wake.clone(),
+        });
+        Started { name, wake }
+    }
+
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+        for writer in &self.all {
+            writer.wake.notify_one();
+        }
+    }
+
+    fn is_doing(&mut self, name: u64, doing: Doing) {
+        if let Some(writer) = self.all.iter_mut().find(|writer| writer.name == name) {
+            writer.doing = doing;
+        }
+    }
+
+    fn is_idle(&self, name: u64) -> bool {
+        let mut all = self.all.iter();
+        all.any(|writer| writer.name == name && writer.doing == Doing::Nothing)
+    }
+
+    fn end(&mut self, name: u64) {
+        self.all.retain(|writer| writer.name != name);
+    }
+}
+
+/// A writer's connection.
+#[derive(Debug)]
+pub(in crate::store::postgres) struct Line {
+    connection: Lent<Postgres>,
+    store: PgStore,
+}
+
+impl Line {
+    pub(super) async fn run(
+        &mut self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Done, Error> {
+        self.store.run_on(&mut self.connection, query).await
+    }
+
+    pub(super) fn store(&self) -> &PgStore {
+        &self.store
+    }
+
+    /// A statement that got no lock has ended; after any other error it may still be under way.
+    pub(super) fn is_usable_after(&self, error: &Error) -> bool {
+        self.store.has_ended(error)
+    }
+}
+
+/// A writer at work. Should its runtime be dropped, whoever is in the queue is told to come again.
+pub(super) struct AtWork {
+    group: Arc<Group>,
+    name: u64,
+    wake: Arc<Notify>,
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let mut state = self.group.lock();
+        state.writers.end(self.name);
+        let left = (state.writers.all.is_empty()).then(|| std::mem::take(&mut state.queues));
+        drop(state);
+        drop(left);
+    }
+}
+
+impl AtWork {
+    pub(super) fn new(group: Arc<Group>, Started { name, wake }: Started) -> Self {
+        Self { group, name, wake }
+    }
+
+    pub(super) async fn run(self) {
+        let mut line = None;
+        while let Some(round) = self.next().await {
+            line = self.write(round, line).await;
+        }
+        if let Some(Line { connection, .. }) = line {
+            connection.keep();
+        }
+    }
+
+    /// What is queued; `None` when there was nothing for a while.
+    async fn next(&self) -> Option<Round> {
+        loop {
+            if let Some(round) = self.take() {
+                return Some(round);
+            }
+            let woken = timeout(LINGER, self.wake.notified()).await;
+            if woken.is_err() && self.leave() || self.is_closed() {
+                return None;
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Round> {
+        let mut state = self.group.lock();
+        let round = state.queues.take();
+        let doing = match round {
+            Some(_) => Doing::Round(Instant::now()),
+            None => Doing::Nothing,
+        };
+        state.writers.is_doing(self.name, doing);
+        round
+    }
+
+    /// Whether nobody has called it meanwhile.
+    fn leave(&self) -> bool {
+        let mut state = self.group.lock();
+        let leaves = state.writers.is_idle(self.name);
+        if leaves {
+            state.writers.end(self.name);
+        }
+        leaves
+    }
+
+    fn is_closed(&self) -> bool {
+        let state = self.group.lock();
+        state.writers.is_closed
+    }
+
+    /// The line that it leaves, if it is of any more use. Whoever waits behind a round that is held up is
+    /// helped by another writer.
+    async fn write(&self, round: Round, line: Option<Line>) -> Option<Line> {
+        let mut written = pin!(self.send(round, line));
+        match timeout(LATE, &mut written).await {
+            Ok(line) => line,
+            Err(_held_up) => {
+                self.group.help();
+                written.await
+            }
+        }
+    }
+
+    async fn send(&self, round: Round, line: Option<Line>) -> Option<Line> {
+        let group = &self.group;
+        let mut line = match line {
+            Some(line) => line,
+            None => match group.connect().await {
+                Ok(line) => line,
+                Err(error) => {
+                    round.fail(&Arc::new(error));
+                    return None;
+                }
+            },
+        };
+        let (began, size) = (Instant::now(), round.size());
+        if let Err(error) = round.run(&mut line, &group.alone).await {
+            let cause: &dyn std::error::Error = &*error;
+            tracing::warn!(error = cause, "a writer lost its connection");
+            return None;
+        }
+        group.lock().writers.commits.note(began.elapsed(), size);
+        Some(line)
+    }
+}
+
+impl Group {
+    async fn connect(&self) -> Result<Line, Error> {
+        Ok(Line {
+            connection: Lent::new(self.pool.acquire().await?),
+            store: self.alone.clone(),
+        })
+    }
+}

@@ -1,0 +1,334 @@
+//! Group commit: what concurrent callers ask travels together, and each gets its own answer.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::runtime;
+use tokio::task::JoinSet;
+use tower_idempotency::store::{ClaimRequest, Claimed, Existing};
+use tower_idempotency::{PgStore, Store, StoreError, StoreErrorKind};
+
+use super::{Fixture, acquire, backends, claim_of, completion, number, request, sql, until};
+use crate::common::fired::fired;
+
+const WRITERS: &str = "application_name = 'tower-idempotency writer'";
+
+/// On one thread, all of them are queued before a writer looks.
+async fn claim_all(store: &PgStore, keys: &[String]) -> Vec<Result<Claimed, StoreError>> {
+    let claims = keys.iter().map(|key| {
+        let (store, request) = (store.clone(), request(key));
+        async move { store.claim(&request).await }
+    });
+    futures_util::future::join_all(claims).await
+}
+
+fn keys(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("key-{n}")).collect()
+}
+
+fn acquired(claimed: &[Result<Claimed, StoreError>]) -> usize {
+    let is_acquired = |claimed: &&Result<_, _>| matches!(claimed, Ok(Claimed::Acquired(_)));
+    claimed.iter().filter(is_acquired).count()
+}
+
+/// How many transactions have written the records as they are.
+async fn transactions(pool: &PgPool) -> i64 {
+    let sql = "select count(distinct xmin::text) from idempotency.record";
+    number(pool, sql).await
+}
+
+#[tokio::test]
+async fn a_hundred_claims_at_once_are_one_transaction_and_their_completions_another() {
+    let mut fixture = Fixture::new().await;
+    fixture.end_sessions();
+    let claimed = claim_all(&fixture.store, &keys(100)).await;
+    assert_eq!(acquired(&claimed), 100);
+    assert_eq!(transactions(&fixture.pool).await, 1);
+    let completions = claimed.into_iter().map(|claimed| async {
+        let Ok(Claimed::Acquired(claim)) = claimed else {
+            panic!("{claimed:?}");
+        };
+        fixture.store.complete(&claim, &completion()).await.unwrap();
+    });
+    futures_util::future::join_all(completions).await;
+    assert_eq!(transactions(&fixture.pool).await, 1);
+    let replayed = claim_all(&fixture.store, &keys(100)).await;
+    let is_replay =
+        |claimed: &Result<_, _>| matches!(claimed, Ok(Claimed::Existing(Existing::Completed(_))));
+    assert!(replayed.iter().all(is_replay), "{replayed:?}");
+    assert_eq!(
+        number(&fixture.pool, "select count(*) from idempotency.record").await,
+        100
+    );
+    // Not one of them went alone.
+    until("the sessions of the migration are over", async || {
+        backends(&fixture.pool, "application_name = 'tower-idempotency'").await == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_key_many_times_in_one_batch_is_acquired_once() {
+    let fixture = Fixture::new().await;
+    let same = vec!["same".to_owned(); 100];
+    let claimed = claim_all(&fixture.store, &same).await;
+    assert_eq!(acquired(&claimed), 1);
+    let in_progress = |claimed: &&Result<_, _>| {
+        matches!(claimed, Ok(Claimed::Existing(Existing::InProgress { .. })))
+    };
+    assert_eq!(claimed.iter().filter(in_progress).count(), 99);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn stores_that_claim_the_same_keys_in_opposite_order_never_deadlock() {
+    let fixture = Fixture::new().await;
+    let stores = [&fixture.pool; 4].map(|pool| PgStore::new(pool.clone()));
+    for round in 0..20 {
+        let mut claims = JoinSet::new();
+        for (index, store) in stores.iter().enumerate() {
+            let mut keys: Vec<_> = (0..100).map(|n| format!("{round}-{n}")).collect();
+            if index % 2 == 0 {
+                keys.reverse();
+            }
+            let store = store.clone();
+            claims.spawn(async move { claim_all(&store, &keys).await });
+        }
+        let claimed: Vec<_> = claims.join_all().await.into_iter().flatten().collect();
+        assert_eq!(acquired(&claimed), 100);
+        assert!(claimed.iter().all(Result::is_ok), "{claimed:?}");
+    }
+    let sql = "select deadlocks from pg_stat_database where datname = current_database()";
+    assert_eq!(number(&fixture.pool, sql).await, 0);
+}
+
+/// A transaction that has inserted the record of a key, and goes on.
+async fn insert_undecided(
+    fixture: &Fixture,
+    key: &str,
+) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let id = request(key).identity.id();
+    let mut transaction = fixture.pool.begin().await.unwrap();
+    let insert = format!(
+        "insert into idempotency.record (id, digest, scope, operation, key, state, token, attempt,
+            lost, fingerprint, claimed_at, leased_until, expires_at, sweep_at)
+        values ('{id}', '', '', '', '', 'running', '{id}', 1, 'rerun', '', now(), now(), now(), now())"
+    );
+    let insert = sqlx::raw_sql(AssertSqlSafe(insert));
+    insert.execute(&mut *transaction).await.unwrap();
+    fired("undecided record");
+    transaction
+}
+
+#[tokio::test]
+async fn c15_a_key_that_is_not_decided_holds_up_only_itself() {
+    let fixture = Fixture::new().await;
+    let undecided = insert_undecided(&fixture, "key-7").await;
+    let claimed = claim_all(&fixture.store, &keys(50)).await;
+    assert_eq!(acquired(&claimed), 49);
+    let blocked = claimed[7].as_ref().unwrap();
+    let is_in_progress = matches!(blocked, Claimed::Existing(Existing::InProgress { .. }));
+    assert!(is_in_progress, "{blocked:?}");
+    undecided.rollback().await.unwrap();
+    acquire(&fixture.store, &request("key-7")).await;
+}
+
+#[tokio::test]
+async fn c13_a_locked_record_holds_up_only_its_own_completion() {
+    let fixture = Fixture::new().await;
+    let requests: Vec<_> = keys(50).iter().map(|key| request(key)).collect();
+    for request in &requests {
+        acquire(&fixture.store, request).await;
+    }
+    let locked = super::locks::lock(&fixture, "key-7").await;
+    let complete = |request: &ClaimRequest| {
+        let (store, claim) = (fixture.store.clone(), claim_of(request));
+        async move { store.complete(&claim, &completion()).await }
+    };
+    let completed = futures_util::future::join_all(requests.iter().map(complete)).await;
+    for (index, completed) in completed.iter().enumerate() {
+        let kind = completed.as_ref().err().map(StoreError::kind);
+        let expected = (index == 7).then_some(StoreErrorKind::Unavailable);
+        assert_eq!(kind, expected, "{index}");
+    }
+    locked.rollback().await.unwrap();
+    complete(&requests[7]).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_refused_alone() {
+    let fixture = Fixture::new().await;
+    let mut keys = keys(50);
+    // PostgreSQL has no text with it.
+    keys[7] = "nul \0".to_owned();
+    let claimed = claim_all(&fixture.store, &keys).await;
+    assert_eq!(acquired(&claimed), 49);
+    assert_eq!(
+        claimed[7].as_ref().unwrap_err().kind(),
+        StoreErrorKind::Unavailable
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_damaged_alone() {
+    let fixture = Fixture::new().await;
+    for request in keys(10).iter().map(|key| request(key)) {
+        let claim = acquire(&fixture.store, &request).await;
+        fixture.store.complete(&claim, &completion()).await.unwrap();
+    }
+    let damage = "update idempotency.record set answer = '\\x07' where key = 'key-7'";
+    sql(&fixture.pool, damage).await;
+    let lookups = keys(10).into_iter().map(|key| {
+        let (store, request) = (fixture.store.clone(), request(&key));
+        async move { store.lookup(&request.identity, &request.fingerprint).await }
+    });
+    let found = futures_util::future::join_all(lookups).await;
+    for (index, found) in found.iter().enumerate() {
+        match (index, found) {
+            (7, Err(error)) => assert_eq!(error.kind(), StoreErrorKind::Corrupt),
+            (_, Ok(Some(Existing::Completed(_)))) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Ends the writers' connections as often as it finds any, until the work is done.
+async fn terminate_writers(pool: &PgPool) -> u64 {
+    let sql = "with writer as materialized (
+            select pid from pg_stat_activity where datname = current_database()
+                and application_name = 'tower-idempotency writer'
+        )
+        select count(*) from writer where pg_terminate_backend(pid)";
+    let ended = u64::try_from(number(pool, sql).await).unwrap();
+    (0..ended).for_each(|_| fired("writer ended"));
+    ended
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn c11_a_writer_that_loses_its_connection_loses_no_claim_and_no_answer() {
+    let fixture = Fixture::new().await;
+    let pool = fixture.pool.clone();
+    let killer = tokio::spawn(async move {
+        let mut ended = 0;
+        while ended < 50 {
+            ended += terminate_writers(&pool).await;
+        }
+    });
+    let mut workers = JoinSet::new();
+    for worker in 0..16 {
+        let store = fixture.store.clone();
+        let killer = killer.abort_handle();
+        workers.spawn(async move {
+            let mut done = 0;
+            while !killer.is_finished() {
+                let request = request(&format!("{worker}-{done}"));
+                let claim = persist(|| store.claim(&request)).await;
+                assert!(matches!(claim, Claimed::Acquired(_)), "{claim:?}");
+                persist(|| async { store.complete(&claim_of(&request), &completion()).await })
+                    .await;
+                done += 1;
+            }
+            done
+        });
+    }
+    let done: i64 = workers.join_all().await.into_iter().sum();
+    killer.await.unwrap();
+    let completed = "select count(*) from idempotency.record where state = 'completed'";
+    assert_eq!(number(&fixture.pool, completed).await, done);
+    assert!(done > 0);
+}
+
+/// Asks until it is heard, as the layer does.
+async fn persist<T, F>(mut ask: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_queue_takes_waits_for_a_place() {
+    let fixture = Fixture::new().await;
+    let claimed = claim_all(&fixture.store, &keys(5000)).await;
+    assert_eq!(acquired(&claimed), 5000);
+}
+
+#[tokio::test]
+async fn a_table_that_grows_after_the_plans_were_made_is_not_read_from_end_to_end() {
+    let mut fixture = Fixture::new().await;
+    let keep_stale = "alter table idempotency.record set (autovacuum_enabled = off)";
+    sql(&fixture.pool, keep_stale).await;
+    fixture.end_sessions();
+    let no_sessions = "application_name like 'tower-idempotency%'";
+    until("the sessions are over", async || {
+        backends(&fixture.pool, no_sessions).await == 0
+    })
+    .await;
+    sql(&fixture.pool, "select pg_stat_reset()").await;
+    for round in 0..12 {
+        let keys: Vec<_> = (0..10).map(|n| format!("{round}-{n}")).collect();
+        let requests: Vec<_> = keys.iter().map(|key| request(key)).collect();
+        let works = requests.iter().map(|request| async {
+            let claim = acquire(&fixture.store, request).await;
+            fixture.store.complete(&claim, &completion()).await.unwrap();
+            fixture.store.claim(request).await.unwrap();
+        });
+        futures_util::future::join_all(works).await;
+    }
+    // What a session did is known at the latest when it ends.
+    fixture.store.close().await;
+    until("the sessions are over", async || {
+        backends(&fixture.pool, no_sessions).await == 0
+    })
+    .await;
+    let scans = "select seq_scan from pg_stat_user_tables
+        where schemaname = 'idempotency' and relname = 'record'";
+    assert_eq!(number(&fixture.pool, scans).await, 0);
+    let found = "select idx_scan from pg_stat_user_tables
+        where schemaname = 'idempotency' and relname = 'record'";
+    assert!(number(&fixture.pool, found).await >= 12 * 20);
+}
+
+#[tokio::test]
+async fn connections_of_writers_end_with_the_store() {
+    let mut fixture = Fixture::new().await;
+    claim_all(&fixture.store, &keys(10)).await;
+    assert!((1..=4).contains(&backends(&fixture.pool, WRITERS).await));
+    fixture.end_sessions();
+    until("the writers are gone", async || {
+        backends(&fixture.pool, WRITERS).await == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_closed_store_is_unavailable_at_once() {
+    let fixture = Fixture::new().await;
+    claim_all(&fixture.store, &keys(10)).await;
+    let begun = Instant::now();
+    fixture.store.close().await;
+    let refused = fixture.store.claim(&request("late")).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_store_outlives_the_runtime_in_which_its_writer_began() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store.clone();
+    let first = std::thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(claim_all(&store, &keys(10)))
+    });
+    let claimed = tokio::task::spawn_blocking(|| first.join().unwrap()).await;
+    assert_eq!(acquired(&claimed.unwrap()), 10);
+    let next = request("next");
+    let claim = persist(|| fixture.store.claim(&next)).await;
+    assert!(matches!(claim, Claimed::Acquired(_)), "{claim:?}");
+}
