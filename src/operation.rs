@@ -1,5 +1,7 @@
 //! What is asked: the method and the route template, or the concrete path where no template is known.
 
+use std::borrow::Cow;
+
 use http::request::Parts;
 use http::{Method, Uri};
 
@@ -30,13 +32,14 @@ fn erase_parameters(template: &str) -> Option<String> {
 }
 
 pub(crate) fn of_request(parts: &Parts) -> String {
-    let path = match template(parts) {
-        Some(template) => erase_parameters(template).unwrap_or_else(|| template.to_owned()),
-        None => original_uri(parts).path().to_owned(),
-    };
-    let operation = format!("{} {path}", parts.method);
-    if operation.len() <= MAX_LEN {
-        return operation;
+    let erased = template(parts).map(|template| match template.contains(['{', '}']) {
+        true => erase_parameters(template).map_or(Cow::Borrowed(template), Cow::Owned),
+        false => Cow::Borrowed(template),
+    });
+    let path = erased.unwrap_or_else(|| Cow::Borrowed(original_uri(parts).path()));
+    let method = parts.method.as_str();
+    if method.len() + 1 + path.len() <= MAX_LEN {
+        return [method, " ", &path].concat();
     }
     let digest = Fields::new("tower-idempotency operation 1")
         .push(path.as_bytes())

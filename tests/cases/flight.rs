@@ -373,9 +373,6 @@ async fn f4b_a_mismatch_that_asks_first_keeps_nobody_from_its_replay(backend: im
     for retry in retries {
         retry.assert_replay_of(&first);
     }
-    // Retries are answered from a claim of their own; two of them may have come one after the other.
-    let (claims, _) = store.claimed_and_completed();
-    assert!((2..=3).contains(&claims), "{claims} claims");
 }
 
 async fn f4b_a_request_beside_a_mismatch_whose_claim_fails_runs(backend: impl Backend) {
