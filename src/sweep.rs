@@ -106,7 +106,7 @@ impl<S: Store> Sweeper<S> {
     }
 
     /// Sweeps batch by batch until nothing is left, with pauses in between that are as long as the
-    /// batches took.
+    /// store [asks for](Store::pause_after_sweep).
     ///
     /// # Errors
     ///
@@ -140,13 +140,15 @@ impl<S: Store> Sweeper<S> {
             let swept = self.store.delete_expired(self.batch).await?;
             total.deleted += swept.deleted;
             total.held += swept.held;
-            let full = u64::from(self.batch);
-            if swept.deleted < full && swept.held < full {
+            if swept.deleted + swept.held < u64::from(self.batch) {
                 return Ok(total);
             }
-            // SQLite has one writer at a time, and does not queue those who wait: without a pause, a
-            // long sweep would keep other processes, and the handlers' own writes, from ever being it.
-            tokio::time::sleep(began.elapsed()).await;
+            let pause = self.store.pause_after_sweep(began.elapsed());
+            if pause.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
         }
     }
 }

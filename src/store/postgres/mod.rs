@@ -40,6 +40,7 @@ pub use super::phases::{PhaseError, SavedError};
 pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
 pub use phases::Phases;
+use sweep::Sweeping;
 use transaction::Transactions;
 pub use transaction::Tx;
 pub(crate) use types::PgUuid;
@@ -81,6 +82,7 @@ pub struct PgStore {
     waiting: Option<Waiting>,
     /// Who is to be told that a record has changed.
     wakes: Wakes,
+    sweeping: Sweeping,
 }
 
 /// Settings of a [`PgStore`].
@@ -232,6 +234,7 @@ impl PgStoreBuilder {
             patience,
             waiting,
             wakes: Wakes::default(),
+            sweeping: Sweeping::default(),
         }
     }
 }
@@ -305,6 +308,11 @@ impl Store for PgStore {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.sweep(limit).await
+    }
+
+    /// There are many writers, and no two of them want what a sweep deletes.
+    fn pause_after_sweep(&self, _batch: Duration) -> Duration {
+        Duration::ZERO
     }
 
     async fn wait_for_change(&self, identity: &Identity, limit: Duration) {
