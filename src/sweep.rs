@@ -6,6 +6,9 @@ use tokio::time::Instant;
 use crate::error::ConfigError;
 use crate::store::{Store, Swept};
 
+/// A sleep may be a millisecond longer than it should be: shorter pauses are added up.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+
 /// Deletes records whose retention is over, and holds lost attempts that nobody retries, in bounded
 /// batches: a task that the application spawns.
 ///
@@ -135,6 +138,7 @@ impl<S: Store> Sweeper<S> {
     /// ```
     pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
         let mut total = Swept::default();
+        let mut owed = Duration::ZERO;
         loop {
             let began = Instant::now();
             let swept = self.store.delete_expired(self.batch).await?;
@@ -143,11 +147,12 @@ impl<S: Store> Sweeper<S> {
             if swept.deleted + swept.held < u64::from(self.batch) {
                 return Ok(total);
             }
-            let pause = self.store.pause_after_sweep(began.elapsed());
-            if pause.is_zero() {
-                tokio::task::yield_now().await;
+            owed += self.store.pause_after_sweep(began.elapsed());
+            if owed >= SHORTEST_PAUSE {
+                tokio::time::sleep(owed).await;
+                owed = Duration::ZERO;
             } else {
-                tokio::time::sleep(pause).await;
+                tokio::task::yield_now().await;
             }
         }
     }
