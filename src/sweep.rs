@@ -6,6 +6,9 @@ use tokio::time::Instant;
 use crate::error::ConfigError;
 use crate::store::{Store, Swept};
 
+/// A sleep may be a millisecond longer than it should be: shorter pauses are added up.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+
 /// Deletes records whose retention is over, and holds lost attempts that nobody retries, in bounded
 /// batches: a task that the application spawns.
 ///
@@ -106,7 +109,7 @@ impl<S: Store> Sweeper<S> {
     }
 
     /// Sweeps batch by batch until nothing is left, with pauses in between that are as long as the
-    /// batches took.
+    /// store [asks for](Store::pause_after_sweep).
     ///
     /// # Errors
     ///
@@ -135,18 +138,22 @@ impl<S: Store> Sweeper<S> {
     /// ```
     pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
         let mut total = Swept::default();
+        let mut owed = Duration::ZERO;
         loop {
             let began = Instant::now();
             let swept = self.store.delete_expired(self.batch).await?;
             total.deleted += swept.deleted;
             total.held += swept.held;
-            let full = u64::from(self.batch);
-            if swept.deleted < full && swept.held < full {
+            if swept.deleted + swept.held < u64::from(self.batch) {
                 return Ok(total);
             }
-            // SQLite has one writer at a time, and does not queue those who wait: without a pause, a
-            // long sweep would keep other processes, and the handlers' own writes, from ever being it.
-            tokio::time::sleep(began.elapsed()).await;
+            owed += self.store.pause_after_sweep(began.elapsed());
+            if owed >= SHORTEST_PAUSE {
+                tokio::time::sleep(owed).await;
+                owed = Duration::ZERO;
+            } else {
+                tokio::task::yield_now().await;
+            }
         }
     }
 }

@@ -22,6 +22,8 @@ mod locks;
 mod schema;
 #[path = "postgres/session.rs"]
 mod session;
+#[path = "postgres/sweep.rs"]
+mod sweep;
 #[path = "postgres/waiting.rs"]
 mod waiting;
 

@@ -280,6 +280,13 @@ pub trait Store: Send + Sync + 'static {
     /// most `limit` lost attempts whose policy says so.
     fn delete_expired(&self, limit: u32) -> impl Future<Output = Result<Swept, StoreError>> + Send;
 
+    /// How long a [`Sweeper`](crate::Sweeper) leaves the store alone after a batch that took so long.
+    /// The default is as long again: where there is one writer at a time, a sweep without pauses would
+    /// keep all others from being it.
+    fn pause_after_sweep(&self, batch: Duration) -> Duration {
+        batch
+    }
+
     /// Waits until a running record may have changed, for at most about `limit`. It may return at any
     /// time, and the caller looks for itself then: sleeping, which is what the default does, is never
     /// wrong. A store that is told of changes wakes those who wait sooner.
@@ -632,6 +639,10 @@ impl<S: Store> Store for Arc<S> {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         S::delete_expired(self, limit).await
+    }
+
+    fn pause_after_sweep(&self, batch: Duration) -> Duration {
+        S::pause_after_sweep(self, batch)
     }
 
     async fn wait_for_change(&self, identity: &Identity, limit: Duration) {

@@ -43,6 +43,7 @@ pub use super::schema_error::SchemaError;
 pub use super::tx_error::{TxError, is_conflict};
 use group::Group;
 pub use phases::Phases;
+use sweep::Sweeping;
 use transaction::Transactions;
 pub use transaction::Tx;
 pub(crate) use types::PgUuid;
@@ -86,6 +87,7 @@ pub struct PgStore {
     waiting: Option<Waiting>,
     /// Who is to be told that a record has changed.
     wakes: Wakes,
+    sweeping: Sweeping,
 }
 
 /// Settings of a [`PgStore`].
@@ -273,6 +275,7 @@ impl PgStoreBuilder {
             patience,
             waiting,
             wakes: Wakes::default(),
+            sweeping: Sweeping::default(),
         }
     }
 }
@@ -346,6 +349,11 @@ impl Store for PgStore {
 
     async fn delete_expired(&self, limit: u32) -> Result<Swept, StoreError> {
         self.sweep(limit).await
+    }
+
+    /// No other writer wants what a sweep deletes; they only share the machine with it.
+    fn pause_after_sweep(&self, batch: Duration) -> Duration {
+        batch / 4
     }
 
     async fn wait_for_change(&self, identity: &Identity, limit: Duration) {

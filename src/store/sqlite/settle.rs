@@ -112,13 +112,17 @@ impl SqliteStore {
         held.filter_map(Result::transpose).collect()
     }
 
+    /// What is to be held comes when nothing is left to delete: looking for it, each batch would else
+    /// walk over all that is.
     pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
-        Ok(Swept {
-            held: self.execute(sqlx::query(HOLD_LOST).bind(limit)).await?,
-            deleted: self
-                .execute(sqlx::query(DELETE_EXPIRED).bind(limit))
-                .await?,
-        })
+        let delete = sqlx::query(DELETE_EXPIRED).bind(limit);
+        let deleted = self.execute(delete).await?;
+        if deleted >= u64::from(limit) {
+            return Ok(Swept { deleted, held: 0 });
+        }
+        let hold = sqlx::query(HOLD_LOST).bind(limit);
+        let held = self.execute(hold).await?;
+        Ok(Swept { deleted, held })
     }
 }
 

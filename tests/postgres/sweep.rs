@@ -1,0 +1,133 @@
+//! What a sweep of many records costs, and that it finds all of them.
+
+use std::time::Duration;
+
+use tower_idempotency::store::Swept;
+use tower_idempotency::{Lost, Store, Sweeper};
+
+use super::{Fixture, acquire, completion, number, request, sql, text, until};
+
+/// Records that are over, one every microsecond.
+async fn fill(fixture: &Fixture, records: u32) {
+    let fill = format!(
+        r"insert into idempotency.record
+        select gen_random_uuid(), '\x00', 's', 'o', n::text, 'completed', gen_random_uuid(), 1, 'rerun',
+            false, '\x00', over, over, over, over, null, '\x010000c9'
+        from (select n, now() - interval '1 hour' + n * interval '1 us' as over
+            from generate_series(1, {records}) as n) as old;
+        analyze idempotency.record"
+    );
+    sql(&fixture.pool, &fill).await;
+}
+
+fn sweeper(fixture: &Fixture, batch: u32) -> Sweeper<tower_idempotency::PgStore> {
+    Sweeper::new(fixture.store.clone())
+        .with_batch(batch)
+        .unwrap()
+}
+
+/// What is deleted stays in the index as long as the reader may look at it.
+#[tokio::test]
+async fn a_sweep_does_not_walk_over_what_it_has_deleted_with_each_batch() {
+    const RECORDS: u32 = 20_000;
+    let mut fixture = Fixture::new().await;
+    fill(&fixture, RECORDS).await;
+    sql(&fixture.pool, "select pg_stat_reset()").await;
+    let reader = fixture.database.pool(1).await;
+    let mut reading = reader
+        .begin_with("begin isolation level repeatable read")
+        .await
+        .unwrap();
+    let count = sqlx::query_scalar("select count(*) from idempotency.record");
+    let count: i64 = count.fetch_one(&mut *reading).await.unwrap();
+    assert_eq!(count, i64::from(RECORDS));
+
+    let swept = sweeper(&fixture, 100).sweep().await.unwrap();
+    assert_eq!(swept.deleted, u64::from(RECORDS));
+    fixture.end_sessions();
+    let deleted = "select n_tup_del from pg_stat_user_tables where relname = 'record'";
+    until("the statistics show the sweep", async || {
+        number(&fixture.pool, deleted).await == i64::from(RECORDS)
+    })
+    .await;
+    let walked = "select idx_tup_read from pg_stat_user_indexes
+        where indexrelname = 'record_sweep_at'";
+    let walked = number(&fixture.pool, walked).await;
+    // Once to delete it, and once to see that nothing is left.
+    assert!(walked < 3 * i64::from(RECORDS), "{walked}");
+}
+
+#[tokio::test]
+async fn a_sweep_finds_what_was_locked_when_it_came_by() {
+    let fixture = Fixture::new().await;
+    fill(&fixture, 5).await;
+    let mut locked = fixture.pool.begin().await.unwrap();
+    let lock = sqlx::raw_sql("select 1 from idempotency.record where key = '1' for update");
+    lock.execute(&mut *locked).await.unwrap();
+    let deleted = |deleted| Swept { deleted, held: 0 };
+    let sweep = async || fixture.store.delete_expired(2).await.unwrap();
+    assert_eq!(sweep().await, deleted(2));
+    locked.rollback().await.unwrap();
+    assert_eq!(sweep().await, deleted(2));
+    assert_eq!(sweep().await, deleted(1));
+    assert_eq!(sweep().await, deleted(0));
+}
+
+#[tokio::test]
+async fn a_sweep_ends_when_nothing_is_left_to_delete_or_to_hold() {
+    let fixture = Fixture::new().await;
+    for n in 0..6 {
+        let mut request = request(&n.to_string());
+        request.lost = Lost::Hold;
+        let claim = acquire(&fixture.store, &request).await;
+        if n % 2 == 0 {
+            fixture.store.complete(&claim, &completion()).await.unwrap();
+        }
+    }
+    let age = "update idempotency.record set leased_until = leased_until - interval '2 days',
+        expires_at = expires_at - interval '2 days', sweep_at = claimed_at - interval '1 day'";
+    sql(&fixture.pool, age).await;
+    let swept = sweeper(&fixture, 2).sweep().await.unwrap();
+    assert_eq!(
+        swept,
+        Swept {
+            deleted: 3,
+            held: 3
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_sweep_does_not_wait_for_the_disk() {
+    let fixture = Fixture::new().await;
+    fill(&fixture, 1).await;
+    // A deferred trigger sees what the commit does.
+    sql(
+        &fixture.pool,
+        "create table seen (setting text);
+        create function note() returns trigger language plpgsql as $$
+        begin insert into public.seen values (current_setting('synchronous_commit')); return old; end $$;
+        create constraint trigger note after delete on idempotency.record
+        deferrable initially deferred for each row execute function note()",
+    )
+    .await;
+    assert_eq!(fixture.store.delete_expired(10).await.unwrap().deleted, 1);
+    assert_eq!(text(&fixture.pool, "select setting from seen").await, "off");
+    let claim = acquire(&fixture.store, &request("key")).await;
+    fixture.store.release(&claim).await.unwrap();
+    let settings = "select string_agg(setting, ' ' order by setting) from seen";
+    assert_eq!(text(&fixture.pool, settings).await, "off on");
+}
+
+#[test]
+fn a_sweep_pauses_for_less_where_there_are_many_writers() {
+    let pool = sqlx::postgres::PgPoolOptions::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let pool = pool.connect_lazy("postgres://localhost/none").unwrap();
+    let store = tower_idempotency::PgStore::new(pool);
+    let took = Duration::from_secs(1);
+    assert_eq!(store.pause_after_sweep(took), took / 4);
+    let one_writer = tower_idempotency::MemoryStore::new();
+    assert_eq!(one_writer.pause_after_sweep(took), took);
+}
