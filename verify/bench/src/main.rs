@@ -32,6 +32,7 @@ mod sample;
 mod serve;
 mod soak;
 mod suite;
+mod svg;
 mod variants;
 
 use std::error::Error;
