@@ -70,7 +70,7 @@ impl Keys {
             Version::V7 => (milliseconds() << 16 | high & 0xffff, 0x7000),
         };
         let high = high & !0xf000 | version;
-        format(high, low >> 2 | 1 << 63)
+        text(high, low >> 2 | 1 << 63)
     }
 }
 
@@ -79,7 +79,8 @@ fn milliseconds() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or_default()
 }
 
-fn format(high: u64, low: u64) -> [u8; 36] {
+/// A UUID of 128 bits.
+pub(crate) fn text(high: u64, low: u64) -> [u8; 36] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let bytes = (u128::from(high) << 64 | u128::from(low)).to_be_bytes();
     let mut text = [b'-'; 36];

@@ -17,17 +17,22 @@ mod base;
 mod growth;
 mod http1;
 mod keys;
+mod kills;
 mod limits;
 mod load;
 mod memory;
 mod meter;
 mod naive;
 mod options;
+mod overlap;
 mod peer;
+mod plot;
 mod report;
 mod sample;
 mod serve;
+mod soak;
 mod suite;
+mod svg;
 mod variants;
 
 use std::error::Error;
@@ -81,12 +86,10 @@ async fn obey(command: Command) -> bool {
             true
         }
         Command::Run(options) => suite::run(options).await,
-        _ => todo(),
+        Command::Plot { results, directory } => plot::run(&results, &directory),
+        Command::KillWriters { times } => kills::run(times).await,
+        Command::Overlap { minutes } => overlap::run(minutes).await,
     }
-}
-
-fn todo() -> bool {
-    false
 }
 
 async fn play(role: Role) -> Result<(), Box<dyn Error>> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 pub(crate) const USAGE: &str = "\
 Usage: bench [--short | --large] [--only S1,S2,..] [--shim FILE] [--out FILE]
                       [--million ROWS]
-       bench plot FILE DIRECTORY
+       bench plot FILE.. DIRECTORY
        bench kill-writers [--times N]
        bench overlap [--minutes M]
 ";
@@ -15,7 +15,7 @@ Usage: bench [--short | --large] [--only S1,S2,..] [--shim FILE] [--out FILE]
 pub(crate) enum Command {
     Run(Options),
     Plot {
-        results: PathBuf,
+        results: Vec<PathBuf>,
         directory: PathBuf,
     },
     KillWriters {
@@ -51,8 +51,8 @@ pub(crate) struct Options {
 pub(crate) fn parse(arguments: &[String]) -> Result<Command, String> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match &arguments[..] {
-        ["plot", results, directory] => Ok(Command::Plot {
-            results: results.into(),
+        ["plot", results @ .., directory] if !results.is_empty() => Ok(Command::Plot {
+            results: results.iter().map(PathBuf::from).collect(),
             directory: directory.into(),
         }),
         ["kill-writers"] => Ok(Command::KillWriters { times: 1000 }),

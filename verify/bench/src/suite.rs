@@ -39,7 +39,7 @@ pub(crate) async fn run(options: Options) -> bool {
     suite.report.end()
 }
 
-fn pace(extent: Extent) -> Pace {
+pub(crate) fn pace(extent: Extent) -> Pace {
     let (repetitions, warm_up, measured) = match extent {
         Extent::Short => (3, 300, 1000),
         Extent::Full => (7, 500, 2000),
