@@ -23,7 +23,8 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const LEASED_V7: (Variant, Version) = (Variant::Leased, Version::V7);
 
 /// Answered records under UUIDv7 keys, spread over hours that ended so many hours ago. They are small:
-/// what grows is what is searched.
+/// what grows is what is searched. Or under ids that are spread as those of random keys are, which are
+/// made in their order because that is quicker.
 const FILL: &str = "
 insert into idempotency.record (id, digest, scope, operation, key, state, token, attempt, lost,
     fingerprint, claimed_at, leased_until, expires_at, sweep_at, answer)
@@ -32,15 +33,34 @@ select id, decode(noise || noise, 'hex'), '', 'POST /charges', id, 'completed', 
     decode(repeat('00', 200), 'hex')
 from (
     select at, noise,
-        (lpad(to_hex((extract(epoch from at) * 1000)::int8), 12, '0') || '7' || substr(noise, 1, 19))::uuid
-            as id
+        (case when $4 then lpad(to_hex((n * (4294967295.0 / $1))::int8), 8, '0') || substr(noise, 20, 4)
+            else lpad(to_hex((extract(epoch from at) * 1000)::int8), 12, '0')
+        end || '7' || substr(noise, 1, 19))::uuid as id
     from (
-        select md5(n::text || $2::text) as noise, clock_timestamp() - make_interval(
+        select n, md5(n::text || $2::text) as noise, clock_timestamp() - make_interval(
             secs => 3600 * ($2::float8 + $3::float8 * (1 - n::float8 / $1::float8))
         ) as at
         from generate_series(1, $1::int8) as n
     ) as times
 ) as records";
+
+/// How old records are, in hours.
+#[derive(Debug, Clone, Copy)]
+struct Age {
+    youngest: f64,
+    /// Between the youngest and the oldest.
+    span: f64,
+}
+
+const OVER: Age = Age {
+    youngest: 73.0,
+    span: 23.0,
+};
+
+const KEPT: Age = Age {
+    youngest: 1.0,
+    span: 47.0,
+};
 
 const TIDY: &str = "vacuum (analyze) idempotency.record";
 
@@ -49,7 +69,7 @@ const COPY: &str = "insert into peer.record select * from idempotency.record";
 
 const TIDY_COPY: &str = "vacuum (analyze) peer.record";
 
-const DROP_COPY: &str = "truncate peer.record";
+const EMPTY: &str = "truncate idempotency.record, peer.record";
 
 impl Suite {
     /// S6 on a large table, S9, S10 and growth.
@@ -61,54 +81,62 @@ impl Suite {
             return;
         }
         let pool = self.arena.enlarge().await;
-        // One that is over, and four that are kept.
-        self.fill(&pool, 1, 73, 23).await;
-        self.fill(&pool, 4, 1, 48).await;
-        if self.wants(&["S6", "growth"]) {
-            self.five_million(&pool).await;
+        if self.wants(&["S6", "S9", "S10"]) {
+            self.ordered(&pool).await;
         }
-        if self.wants(&["S10"]) {
-            self.purges(&pool).await;
-        }
-        if self.wants(&["S9", "growth"]) {
-            self.fill(&pool, 6, 0, 47).await;
-            let (small, large) = self.beside_empty("rows-10m", LEASED_V7).await;
-            let rate = large
-                .iter()
-                .zip(&small)
-                .map(|(large, small)| large.rate / small.rate);
-            self.report.ratio("S9-fresh-at-10-million-vs-empty", rate);
+        if self.wants(&["growth"]) {
+            self.spread(&pool).await;
         }
         pool.close().await;
     }
 
-    /// So many millions, the youngest of which is so many hours old.
-    async fn fill(&mut self, pool: &PgPool, millions: u32, youngest: u32, hours: u32) {
-        let began = Instant::now();
-        let filled = sqlx::query(FILL)
-            .bind(i64::from(millions * self.options.million))
-            .bind(f64::from(youngest))
-            .bind(f64::from(hours));
-        filled.execute(pool).await.expect("there is room");
-        execute(pool, TIDY).await;
-        let seconds = began.elapsed().as_secs_f64() / f64::from(millions);
-        self.report.note("loading-a-million", seconds, "s");
+    /// Keys that are ordered in time.
+    async fn ordered(&mut self, pool: &PgPool) {
+        // One that is over, and four that are kept.
+        self.fill(pool, 1, OVER, Version::V7).await;
+        self.fill(pool, 4, KEPT, Version::V7).await;
+        if self.wants(&["S6"]) {
+            let (small, large) = self.beside_empty("rows-5m", LEASED_V7).await;
+            let log = large.iter().zip(&small);
+            let log = log.map(|(large, small)| large.log / small.log);
+            self.report.ratio("S6-wal-at-5-million-vs-small", log);
+        }
+        if self.wants(&["S10"]) {
+            self.purges(pool).await;
+        }
+        if self.wants(&["S9"]) {
+            self.fill(pool, 6, KEPT, Version::V7).await;
+            let (small, large) = self.beside_empty("rows-10m", LEASED_V7).await;
+            let rate = large.iter().zip(&small);
+            let rate = rate.map(|(large, small)| large.rate / small.rate);
+            self.report.ratio("S9-fresh-at-10-million-vs-empty", rate);
+        }
     }
 
-    async fn five_million(&mut self, pool: &PgPool) {
-        let (small, large) = self.beside_empty("rows-5m", LEASED_V7).await;
-        let log = large
-            .iter()
-            .zip(&small)
-            .map(|(large, small)| large.log / small.log);
-        self.report.ratio("S6-wal-at-5-million-vs-small", log);
+    /// Random keys.
+    async fn spread(&mut self, pool: &PgPool) {
+        execute(pool, EMPTY).await;
+        self.fill(pool, 5, KEPT, Version::V4).await;
         self.beside_empty("rows-5m", (Variant::Leased, Version::V4))
             .await;
         execute(pool, COPY).await;
         execute(pool, TIDY_COPY).await;
-        self.beside_empty("rows-5m", (Variant::Naive, Version::V4))
-            .await;
-        execute(pool, DROP_COPY).await;
+        for variant in [Variant::Naive, Variant::InsertFirst] {
+            self.beside_empty("rows-5m", (variant, Version::V4)).await;
+        }
+    }
+
+    async fn fill(&mut self, pool: &PgPool, millions: u32, age: Age, version: Version) {
+        let began = Instant::now();
+        let filled = sqlx::query(FILL)
+            .bind(i64::from(millions * self.options.million))
+            .bind(age.youngest)
+            .bind(age.span)
+            .bind(version == Version::V4);
+        filled.execute(pool).await.expect("there is room");
+        execute(pool, TIDY).await;
+        let seconds = began.elapsed().as_secs_f64() / f64::from(millions);
+        self.report.note("loading-a-million", seconds, "s");
     }
 
     /// On tables with nothing in them, and on large ones, in turns.
@@ -142,7 +170,7 @@ impl Suite {
         let (mut seconds, mut latencies) = (Vec::new(), Vec::new());
         for repetition in 0..3 {
             if repetition > 0 {
-                self.fill(pool, 1, 73, 23).await;
+                self.fill(pool, 1, OVER, Version::V7).await;
             }
             let (idle, _) = paced(&team, async { tokio::time::sleep(IDLE).await }).await;
             let million = self.options.million;
