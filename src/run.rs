@@ -190,7 +190,8 @@ impl<S: Store> Exchange<S> {
             client: Some(sender),
             permit: Some(permit),
         };
-        let driven = drive(self, reply);
+        // Moved by its address from here on: each move would else leave room for it twice.
+        let driven = Box::pin(drive(self, reply));
         shared.spawn(async move {
             driven.await;
             drop(entered);

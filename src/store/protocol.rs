@@ -62,6 +62,11 @@ pub(crate) enum Inserted {
 /// One statement each, atomic, by the store's clock. Those that return a `bool` say whether they
 /// changed a row.
 pub(crate) trait Records: Sync {
+    /// Whether a claim will most likely meet a record, and had better look first.
+    fn expects_a_record(&self) -> bool {
+        false
+    }
+
     /// Inserts a running record unless the id is taken. Does not wait for long where it may be.
     fn insert(
         &self,
@@ -150,24 +155,29 @@ enum Step {
     HoldLost,
 }
 
-/// Insert; on a conflict read with a new snapshot; if the record is gone, insert again. Reading back
+/// Insert, or look first where a record is expected; on a conflict read with a new snapshot; if the record is gone, insert again. Reading back
 /// in the inserting statement would see neither row when two overlap.
 pub(crate) async fn claim(
     records: &impl Records,
     request: &ClaimRequest,
 ) -> Result<Claimed, StoreError> {
     let mut contested = None;
+    let mut found = match records.expects_a_record() {
+        true => records.select(&request.identity).await?,
+        false => None,
+    };
     for _ in 0..CLAIM_ROUNDS {
-        let inserted = records.insert(request).await?;
-        if let Inserted::Until(expires_at) = inserted {
-            return Ok(Claimed::Acquired(request.claim(1, expires_at)));
-        }
-        let Some(row) = records.select(&request.identity).await? else {
-            if inserted == Inserted::Undecided {
+        if found.is_none() {
+            let inserted = records.insert(request).await?;
+            if let Inserted::Until(expires_at) = inserted {
+                return Ok(Claimed::Acquired(request.claim(1, expires_at)));
+            }
+            found = records.select(&request.identity).await?;
+            if found.is_none() && inserted == Inserted::Undecided {
                 return Ok(in_progress());
             }
-            continue;
-        };
+        }
+        let Some(row) = found.take() else { continue };
         let old = row.token;
         match row.step_for(request)? {
             Step::Return(claimed) => return Ok(claimed),

@@ -79,6 +79,12 @@ where id = (
 )";
 
 impl Records for PgStore {
+    fn expects_a_record(&self) -> bool {
+        self.group
+            .as_ref()
+            .is_some_and(|group| group.expects_a_record())
+    }
+
     async fn insert(&self, request: &ClaimRequest) -> Result<Inserted, StoreError> {
         match &self.group {
             Some(group) => group.submit(Insert(request.clone())).await,

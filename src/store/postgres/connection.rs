@@ -121,15 +121,19 @@ impl PgStore {
         &self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Done, Error> {
-        let mut connection = self.acquire().await?;
-        let result = self.run_on(&mut connection, query).await;
-        if result
-            .as_ref()
-            .map_or_else(|error| self.has_ended(error), |_| true)
-        {
-            connection.keep();
-        }
-        result
+        // What sqlx needs for a statement would else be part of every request that may send one.
+        let run = Box::pin(async {
+            let mut connection = self.acquire().await?;
+            let result = self.run_on(&mut connection, query).await;
+            if result
+                .as_ref()
+                .map_or_else(|error| self.has_ended(error), |_| true)
+            {
+                connection.keep();
+            }
+            result
+        });
+        run.await
     }
 
     /// The same, on a connection of the caller's.

@@ -44,7 +44,9 @@ impl PgStore {
                 return Renewed::Kept;
             }
             // One that fails alone must not hide that the others are kept.
-            self.extend_one(renewal).await.unwrap_or(Renewed::Busy)
+            Box::pin(self.extend_one(renewal))
+                .await
+                .unwrap_or(Renewed::Busy)
         });
         Ok(join_all(renewals).await)
     }

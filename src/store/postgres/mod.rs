@@ -286,7 +286,11 @@ impl Store for PgStore {
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Claimed, StoreError> {
-        protocol::claim(self, request).await
+        let claimed = protocol::claim(self, request).await;
+        if let (Some(group), Ok(claimed)) = (&self.group, &claimed) {
+            group.claimed(matches!(claimed, Claimed::Existing(_)));
+        }
+        claimed
     }
 
     async fn complete(&self, claim: &Claim, completion: &Completion) -> Result<(), StoreError> {

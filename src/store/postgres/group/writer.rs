@@ -30,6 +30,9 @@ const SLOW_COMMIT: Duration = Duration::from_millis(1);
 /// What a record costs within a statement; the rest of its time is that of the commit.
 const OF_EACH: Duration = Duration::from_micros(20);
 
+/// Lookups that wait for their own writer beside one that commits: they need no disk.
+const LOOKUPS: usize = 8;
+
 /// How many rounds are looked back on.
 const REMEMBERED: usize = 31;
 
@@ -96,8 +99,8 @@ pub(super) struct Started {
 }
 
 impl Writers {
-    /// There is work: wakes a writer, or says that another one has to be started.
-    pub(super) fn call(&mut self) -> Option<Started> {
+    /// There is work, so many lookups among it: wakes a writer, or says that another one has to be started.
+    pub(super) fn call(&mut self, lookups: usize) -> Option<Started> {
         let idle = self.all.iter_mut().find(|one| one.doing == Doing::Nothing);
         if let Some(writer) = idle {
             writer.doing = Doing::Round(Instant::now());
@@ -108,7 +111,8 @@ impl Writers {
         let in_time =
             |one: &&Writer| matches!(one.doing, Doing::Round(began) if began.elapsed() < LATE);
         let at_it = self.all.iter().filter(in_time).count();
-        (!is_full && (at_it as u128) < self.commits.writers).then(|| self.start())
+        let wanted = self.commits.writers.max(1 + u128::from(lookups >= LOOKUPS));
+        (!is_full && (at_it as u128) < wanted).then(|| self.start())
     }
 
     fn start(&mut self) -> Started {
