@@ -224,8 +224,8 @@ impl PgStoreBuilder {
 
     /// Whether the claims, lookups, completions and releases of concurrent requests travel together: one
     /// statement and one commit for many, over connections of their own. Nobody waits for others to
-    /// come. There is one such connection, and up to 4 where commits take long or one is held up; they
-    /// are not part of [`with_max_connections`](Self::with_max_connections). At most 2,048 statements
+    /// come. There is one such connection, and up to 4 where commits take long, where one is held up, and
+    /// for lookups; they are not part of [`with_max_connections`](Self::with_max_connections). At most 2,048 statements
     /// are queued; whoever comes then waits for as long as a statement may take, and is
     /// [`Unavailable`](crate::StoreErrorKind::Unavailable) afterwards. Default: `true`; never where the
     /// [pool is shared](Self::with_shared_pool).
