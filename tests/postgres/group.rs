@@ -60,9 +60,9 @@ async fn a_hundred_claims_at_once_are_one_transaction_and_their_completions_anot
         number(&fixture.pool, "select count(*) from idempotency.record").await,
         100
     );
-    // Not one of them went alone.
+    // Not one of them went alone: there is no more than the connection for heartbeats.
     until("the sessions of the migration are over", async || {
-        backends(&fixture.pool, "application_name = 'tower-idempotency'").await == 0
+        backends(&fixture.pool, "application_name = 'tower-idempotency'").await <= 1
     })
     .await;
 }

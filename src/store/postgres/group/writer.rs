@@ -283,9 +283,25 @@ impl AtWork {
 
 impl Group {
     async fn connect(&self) -> Result<Line, Error> {
+        let connection = Lent::new(self.pool.acquire().await?);
+        self.prepare_for_heartbeats();
         Ok(Line {
-            connection: Lent::new(self.pool.acquire().await?),
+            connection,
             store: self.alone.clone(),
         })
+    }
+
+    /// Leases that are about to be granted are renewed over another connection. To open it takes a good
+    /// part of a short lease on a busy machine, so that it is opened now.
+    fn prepare_for_heartbeats(&self) {
+        if self.alone.pool.size() > 0 {
+            return;
+        }
+        let alone = self.alone.clone();
+        tokio::spawn(async move {
+            if let Ok(connection) = alone.acquire().await {
+                connection.keep();
+            }
+        });
     }
 }
