@@ -1,25 +1,33 @@
 //! Group commit: what concurrent callers ask travels together, and each gets its own answer.
 
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::runtime;
 use tokio::task::JoinSet;
-use tower_idempotency::store::{ClaimRequest, Claimed, Existing};
-use tower_idempotency::{PgStore, Store, StoreError, StoreErrorKind};
+use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing};
+use tower_idempotency::{Envelope, PgStore, References, Store, StoreError, StoreErrorKind};
 
 use super::{Fixture, acquire, backends, claim_of, completion, number, request, sql, until};
 use crate::common::fired::fired;
 
 const WRITERS: &str = "application_name = 'tower-idempotency writer'";
 
-/// On one thread, all of them are queued before a writer looks.
+/// Whatever went alone did: the connection for heartbeats has only been set up so far.
+const ALONE: &str = "application_name = 'tower-idempotency' and query not like '%set_config%'";
+
+/// On one thread, all of them are queued before a writer looks: none of them yields for its budget.
+async fn at_once<F: Future>(all: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    tokio::task::unconstrained(futures_util::future::join_all(all)).await
+}
+
 async fn claim_all(store: &PgStore, keys: &[String]) -> Vec<Result<Claimed, StoreError>> {
     let claims = keys.iter().map(|key| {
         let (store, request) = (store.clone(), request(key));
         async move { store.claim(&request).await }
     });
-    futures_util::future::join_all(claims).await
+    at_once(claims).await
 }
 
 fn keys(count: usize) -> Vec<String> {
@@ -50,7 +58,7 @@ async fn a_hundred_claims_at_once_are_one_transaction_and_their_completions_anot
         };
         fixture.store.complete(&claim, &completion()).await.unwrap();
     });
-    futures_util::future::join_all(completions).await;
+    at_once(completions).await;
     assert_eq!(transactions(&fixture.pool).await, 1);
     let replayed = claim_all(&fixture.store, &keys(100)).await;
     let is_replay =
@@ -60,9 +68,8 @@ async fn a_hundred_claims_at_once_are_one_transaction_and_their_completions_anot
         number(&fixture.pool, "select count(*) from idempotency.record").await,
         100
     );
-    // Not one of them went alone: there is no more than the connection for heartbeats.
     until("the sessions of the migration are over", async || {
-        backends(&fixture.pool, "application_name = 'tower-idempotency'").await <= 1
+        backends(&fixture.pool, ALONE).await == 0
     })
     .await;
 }
@@ -315,6 +322,105 @@ async fn a_closed_store_is_unavailable_at_once() {
     let refused = fixture.store.claim(&request("late")).await.unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
     assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+/// Nothing of it waits for a lock, so that nothing of it goes alone.
+#[tokio::test]
+async fn a_claim_of_a_record_that_is_being_changed_holds_up_no_answer() {
+    let mut fixture = Fixture::new().await;
+    let requests: Vec<_> = keys(20).iter().map(|key| request(key)).collect();
+    for request in &requests {
+        acquire(&fixture.store, request).await;
+    }
+    fixture.end_sessions();
+    let mut changing = fixture.pool.begin().await.unwrap();
+    let change = "update idempotency.record set refs = refs where key = 'key-0'";
+    sqlx::raw_sql(change).execute(&mut *changing).await.unwrap();
+    fired("record change");
+    let answers = requests[1..].iter().map(|request| {
+        let (store, claim) = (fixture.store.clone(), claim_of(request));
+        async move { store.complete(&claim, &completion()).await }
+    });
+    let duplicate = request("key-0");
+    let (completed, claimed) = tokio::join!(at_once(answers), fixture.store.claim(&duplicate),);
+    assert!(completed.iter().all(Result::is_ok), "{completed:?}");
+    let claimed = claimed.unwrap();
+    let is_in_progress = matches!(claimed, Claimed::Existing(Existing::InProgress { .. }));
+    assert!(is_in_progress, "{claimed:?}");
+    until("the sessions of the migration are over", async || {
+        backends(&fixture.pool, ALONE).await == 0
+    })
+    .await;
+    changing.rollback().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_large_together_are_recorded() {
+    let fixture = Fixture::new().await;
+    let requests: Vec<_> = keys(64).iter().map(|key| request(key)).collect();
+    let works = requests.iter().map(|request| async {
+        let claim = acquire(&fixture.store, request).await;
+        let answer = Envelope::new(http::Response::new(vec![7; 1 << 20].into()));
+        let references = References::default();
+        let large = Completion { answer, references };
+        fixture.store.complete(&claim, &large).await.unwrap();
+    });
+    futures_util::future::join_all(works).await;
+    let completed = "select count(*) from idempotency.record where state = 'completed'";
+    assert_eq!(number(&fixture.pool, completed).await, 64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_closed_while_it_is_asked() {
+    let fixture = Fixture::new().await;
+    let mut workers = JoinSet::new();
+    for worker in 0..16 {
+        let store = fixture.store.clone();
+        workers.spawn(async move {
+            let mut done = 0;
+            while store
+                .claim(&request(&format!("{worker}-{done}")))
+                .await
+                .is_ok()
+            {
+                done += 1;
+            }
+            done
+        });
+    }
+    until("it is asked", async || {
+        let sql = "select count(*) from idempotency.record";
+        number(&fixture.pool, sql).await > 100
+    })
+    .await;
+    let closed = tokio::time::timeout(Duration::from_secs(20), fixture.store.close()).await;
+    closed.expect("it is closed");
+    assert!(workers.join_all().await.iter().sum::<i32>() > 100);
+}
+
+/// Nobody else asks for anything, so that only the caller can look after itself.
+#[tokio::test]
+async fn a_writer_in_a_runtime_that_does_something_else_is_not_waited_for() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store.clone();
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let busy = std::thread::spawn(move || {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.unwrap();
+        runtime.block_on(claim_all(&store, &keys(1)));
+        begun.send(()).unwrap();
+        // It is not polled, nor dropped, until then.
+        ends.recv().unwrap();
+    });
+    has_begun.await.unwrap();
+    fired("busy runtime");
+    let next = request("next");
+    let claimed = tokio::time::timeout(Duration::from_secs(5), fixture.store.claim(&next)).await;
+    end.send(()).unwrap();
+    busy.join().unwrap();
+    let claimed = claimed.expect("it is answered").unwrap();
+    assert!(matches!(claimed, Claimed::Acquired(_)), "{claimed:?}");
 }
 
 #[tokio::test]

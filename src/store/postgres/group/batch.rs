@@ -1,5 +1,6 @@
 //! The statements of [`protocol`](crate::store::protocol) for many records at once. They lock in the
-//! order of ids, and pass over what somebody else has locked: two of them never wait for each other.
+//! order of ids, and pass over what somebody else has locked. Only a claim may wait, for a transaction
+//! that is about to make, or to end, the record of its id; where that takes long, the claims go alone.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -18,7 +19,9 @@ use crate::store::protocol::{Inserted, Row};
 use crate::store::sql::time;
 use crate::store::{Claim, ClaimRequest, StoreError};
 
-/// Claims, of the arrays from this parameter on. Names the newest column, as the single statement does.
+/// Claims, of the arrays in these parameters. One whose record is seen is not tried: it would wait for
+/// whoever changes the record, while what is completed beside it is locked. Names the newest column, as
+/// the single statement does.
 macro_rules! insert {
     ($id:literal, $digest:literal, $scope:literal, $operation:literal, $key:literal, $token:literal,
         $lost:literal, $fingerprint:literal, $lease:literal, $ttl:literal) => {
@@ -54,6 +57,7 @@ from unnest(",
             "::float8[])
     as claim (id, digest, scope, operation, key, token, lost, fingerprint, lease, ttl),
     (select clock_timestamp()) as clock (now)
+where not exists (select from idempotency.record as taken where taken.id = claim.id)
 order by id
 on conflict (id) do nothing
 returning id, token, extract(epoch from expires_at)::float8 as until"
@@ -205,6 +209,10 @@ impl Request for Complete {
 
     fn id(&self) -> RecordId {
         self.claim.identity.id()
+    }
+
+    fn weight(&self) -> usize {
+        self.answer.len()
     }
 
     fn queue(queues: &mut Queues) -> &mut VecDeque<Job<Self>> {

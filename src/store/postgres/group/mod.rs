@@ -8,7 +8,7 @@ mod writer;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, oneshot};
@@ -19,8 +19,8 @@ use crate::store::StoreError;
 
 pub(super) use batch::{Complete, Delete, Insert, Select};
 pub(super) use queue::Request;
-use queue::{Job, Queues};
-use writer::{AtWork, Writers};
+use queue::{Alone, Job, Queues};
+use writer::{AtWork, LATE, Writers};
 
 /// The most that is queued or on its way. Whoever comes then waits for a place.
 const PLACES: usize = 2048;
@@ -31,8 +31,7 @@ pub(super) const MAX_WRITERS: u32 = 4;
 /// The queue of a store, and those who empty it.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// Where what cannot go with the others goes alone.
-    alone: PgStore,
+    alone: Alone,
     pool: PgPool,
     places: Arc<Semaphore>,
     patience: Duration,
@@ -72,7 +71,7 @@ impl Group {
     /// `alone` is the same store without group commit.
     pub(super) fn new(alone: PgStore, pool: PgPool, patience: Duration) -> Self {
         Self {
-            alone,
+            alone: Alone::new(alone),
             pool,
             places: Arc::new(Semaphore::new(PLACES)),
             patience,
@@ -99,12 +98,34 @@ impl Group {
         };
         let (answer, answered) = oneshot::channel();
         self.push(Job::new(request, answer, place));
-        let ended = |_| Err(StoreError::unavailable("the writer ended"));
-        answered.await.unwrap_or_else(ended)
+        self.heard(answered).await
+    }
+
+    /// A writer lives in the runtime of whoever called it first, which may do something else by now: who
+    /// waits looks after the queue, and not for ever.
+    async fn heard<T>(
+        self: &Arc<Self>,
+        mut answered: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let give_up = Instant::now() + self.patience * 2;
+        loop {
+            match timeout(LATE, &mut answered).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_dropped)) => return Err(StoreError::unavailable("the writer ended")),
+                Err(_late) if Instant::now() < give_up => self.help(),
+                Err(_late) => {
+                    return Err(StoreError::unavailable("nothing is heard of the writer"));
+                }
+            }
+        }
     }
 
     fn push<R: Request>(self: &Arc<Self>, job: Job<R>) {
         let mut state = self.lock();
+        if state.writers.is_closed() {
+            drop(state);
+            return job.answer(Err(StoreError::unavailable("the store is closed")));
+        }
         R::queue(&mut state.queues).push_back(job);
         self.call(state);
     }

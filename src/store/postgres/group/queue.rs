@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use sqlx::Error;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::batch::{Complete, Delete, Insert, Select, complete_and_insert};
 use super::writer::Line;
@@ -15,6 +15,13 @@ use crate::store::postgres::PgStore;
 /// The most of one kind that travel together: more make a statement slower than they save.
 const MAX_BATCH: usize = 128;
 
+/// And of their bytes, unless one has more by itself: a statement that takes longer than its callers wait
+/// would be sent again and again.
+const MAX_BYTES: usize = 1 << 20;
+
+/// How many that share their ids with others are passed over, so that others need not wait for them.
+const MAX_PASSED: usize = 4 * MAX_BATCH;
+
 /// One kind of statement that concurrent callers share.
 pub(in crate::store::postgres) trait Request:
     fmt::Debug + Send + Sync + Sized + 'static
@@ -22,6 +29,11 @@ pub(in crate::store::postgres) trait Request:
     type Answer: Send + 'static;
 
     fn id(&self) -> RecordId;
+
+    /// The bytes that are not small by nature.
+    fn weight(&self) -> usize {
+        0
+    }
 
     fn queue(queues: &mut Queues) -> &mut VecDeque<Job<Self>>;
 
@@ -59,21 +71,43 @@ impl<R: Request> Job<R> {
         }
     }
 
-    fn answer(self, answer: Result<R::Answer, StoreError>) {
+    pub(super) fn answer(self, answer: Result<R::Answer, StoreError>) {
         // Whoever asked may be gone by now.
         drop(self.answer.send(answer));
     }
 
     /// In a task of its own: what holds it up must not hold up the writer. It ends with its caller, who
     /// takes back what is late.
-    fn go_alone(mut self, store: &PgStore) {
-        let store = store.clone();
+    fn go_alone(mut self, alone: &Alone) {
+        let Alone { store, places } = alone.clone();
         tokio::spawn(async move {
+            let gone = async {
+                let _place = places.acquire().await;
+                self.request.alone(&store).await
+            };
             tokio::select! {
-                answer = self.request.alone(&store) => drop(self.answer.send(answer)),
+                answer = gone => drop(self.answer.send(answer)),
                 () = self.answer.closed() => {}
             }
         });
+    }
+}
+
+/// Where what cannot go with the others goes alone. Not on all connections at once: heartbeats need them.
+#[derive(Debug, Clone)]
+pub(super) struct Alone {
+    pub(super) store: PgStore,
+    places: Arc<Semaphore>,
+}
+
+impl Alone {
+    pub(super) fn new(store: PgStore) -> Self {
+        let connections = store.pool.options().get_max_connections();
+        let places = usize::try_from(connections.saturating_sub(2).max(1)).unwrap_or(1);
+        Self {
+            store,
+            places: Arc::new(Semaphore::new(places)),
+        }
     }
 }
 
@@ -115,16 +149,32 @@ impl Queues {
     }
 }
 
-/// Those of one id go one after the other: a statement changes a row only once.
+/// Those of one id go one after the other: a statement changes a row only once. What nobody waits for
+/// any more is not taken.
 fn take<R: Request>(queue: &mut VecDeque<Job<R>>) -> Vec<Job<R>> {
-    let mut ids = HashSet::new();
+    let (mut ids, mut bytes) = (HashSet::new(), 0);
     let mut taken = Vec::with_capacity(queue.len().min(MAX_BATCH));
-    while taken.len() < MAX_BATCH {
-        match queue.front() {
-            Some(next) if ids.insert(next.request.id()) => taken.extend(queue.pop_front()),
-            _ => break,
+    let mut passed = Vec::new();
+    while taken.len() < MAX_BATCH && passed.len() < MAX_PASSED {
+        let Some(next) = queue.pop_front() else { break };
+        if next.answer.is_closed() {
+            continue;
+        }
+        bytes += next.request.weight();
+        if bytes > MAX_BYTES && !taken.is_empty() {
+            queue.push_front(next);
+            break;
+        }
+        if ids.insert(next.request.id()) {
+            taken.push(next);
+        } else {
+            passed.push(next);
         }
     }
+    passed
+        .into_iter()
+        .rev()
+        .for_each(|job| queue.push_front(job));
     taken
 }
 
@@ -166,7 +216,7 @@ impl Round {
     /// # Errors
     ///
     /// When the line is of no more use; everybody has been answered all the same.
-    pub(super) async fn run(self, line: &mut Line, alone: &PgStore) -> Result<(), Arc<Error>> {
+    pub(super) async fn run(self, line: &mut Line, alone: &Alone) -> Result<(), Arc<Error>> {
         let (completions, insertions) = (wanted(self.completions), wanted(self.insertions));
         let broken = if completions.is_empty() || insertions.is_empty() {
             let broken = send(completions, line, alone, None).await;
@@ -191,7 +241,7 @@ async fn send_both(
     completions: Vec<Job<Complete>>,
     insertions: Vec<Job<Insert>>,
     line: &mut Line,
-    alone: &PgStore,
+    alone: &Alone,
 ) -> Option<Arc<Error>> {
     let sent = complete_and_insert(&requests(&completions), &requests(&insertions), line).await;
     match sent {
@@ -200,11 +250,17 @@ async fn send_both(
             distribute(insertions, inserted, alone);
             None
         }
+        // The claims are to blame: what is completed is passed over where it is locked.
+        Err(error) if line.is_usable_after(&error) => {
+            let broken = send(completions, line, alone, None).await;
+            fail(insertions, &Arc::new(error), alone);
+            broken
+        }
         Err(error) => {
             let error = Arc::new(error);
             fail(completions, &error, alone);
             fail(insertions, &error, alone);
-            (!line.is_usable_after(&error)).then_some(error)
+            Some(error)
         }
     }
 }
@@ -212,7 +268,7 @@ async fn send_both(
 async fn send<R: Request>(
     jobs: Vec<Job<R>>,
     line: &mut Line,
-    alone: &PgStore,
+    alone: &Alone,
     broken: Option<Arc<Error>>,
 ) -> Option<Arc<Error>> {
     if jobs.is_empty() {
@@ -239,17 +295,16 @@ fn requests<R: Request>(jobs: &[Job<R>]) -> Vec<&R> {
     jobs.iter().map(|job| &job.request).collect()
 }
 
-/// What the server refuses as a whole is sent again one by one: one of them is to blame. Where the line
-/// broke, nobody knows what was done: the callers come again, and recognise what is theirs.
-fn fail<R: Request>(jobs: Vec<Job<R>>, error: &Arc<Error>, alone: &PgStore) {
-    if error.as_database_error().is_some() {
-        jobs.into_iter().for_each(|job| job.go_alone(alone));
-    } else {
-        refuse(jobs, error);
+/// What is refused as a whole is sent again one by one: one of them is to blame. Where the line broke,
+/// nobody knows what was done: the callers come again, and recognise what is theirs.
+fn fail<R: Request>(jobs: Vec<Job<R>>, error: &Arc<Error>, alone: &Alone) {
+    match **error {
+        Error::Io(_) | Error::Tls(_) | Error::WorkerCrashed => refuse(jobs, error),
+        _ => jobs.into_iter().for_each(|job| job.go_alone(alone)),
     }
 }
 
-fn distribute<R: Request>(jobs: Vec<Job<R>>, answers: Vec<Option<R::Answer>>, alone: &PgStore) {
+fn distribute<R: Request>(jobs: Vec<Job<R>>, answers: Vec<Option<R::Answer>>, alone: &Alone) {
     for (job, answer) in jobs.into_iter().zip(answers) {
         match answer {
             Some(answer) => job.answer(Ok(answer)),

@@ -22,7 +22,7 @@ use crate::store::postgres::connection::Done;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A writer that has been at one round for longer is held up, and does not count.
-const LATE: Duration = Duration::from_millis(100);
+pub(super) const LATE: Duration = Duration::from_millis(100);
 
 /// The time of a commit for which another writer pays.
 const SLOW_COMMIT: Duration = Duration::from_millis(1);
@@ -101,10 +101,7 @@ pub(super) struct Started {
 impl Writers {
     /// There is work, so many lookups among it: wakes a writer, or says that another one has to be started.
     pub(super) fn call(&mut self, lookups: usize) -> Option<Started> {
-        let idle = self.all.iter_mut().find(|one| one.doing == Doing::Nothing);
-        if let Some(writer) = idle {
-            writer.doing = Doing::Round(Instant::now());
-            writer.wake.notify_one();
+        if self.wake() {
             return None;
         }
         let is_full = self.all.len() >= MAX_WRITERS as usize;
@@ -113,6 +110,17 @@ impl Writers {
         let at_it = self.all.iter().filter(in_time).count();
         let wanted = self.commits.writers.max(1 + u128::from(lookups >= LOOKUPS));
         (!is_full && (at_it as u128) < wanted).then(|| self.start())
+    }
+
+    /// Wakes a writer that has nothing to do, if there is one.
+    fn wake(&mut self) -> bool {
+        let idle = self.all.iter_mut().find(|one| one.doing == Doing::Nothing);
+        if let Some(writer) = idle {
+            writer.doing = Doing::Round(Instant::now());
+            writer.wake.notify_one();
+            return true;
+        }
+        false
     }
 
     fn start(&mut self) -> Started {
@@ -124,6 +132,10 @@ impl Writers {
             wake: wake.clone(),
         });
         Started { name, wake }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     pub(super) fn close(&mut self) {
@@ -186,6 +198,10 @@ impl Drop for AtWork {
         let mut state = self.group.lock();
         state.writers.end(self.name);
         let left = (state.writers.all.is_empty()).then(|| std::mem::take(&mut state.queues));
+        // It may have been called, and never came to look.
+        if !state.queues.is_empty() {
+            state.writers.wake();
+        }
         drop(state);
         drop(left);
     }
@@ -241,8 +257,7 @@ impl AtWork {
     }
 
     fn is_closed(&self) -> bool {
-        let state = self.group.lock();
-        state.writers.is_closed
+        self.group.lock().writers.is_closed()
     }
 
     /// The line that it leaves, if it is of any more use. Whoever waits behind a round that is held up is
@@ -287,17 +302,17 @@ impl Group {
         self.prepare_for_heartbeats();
         Ok(Line {
             connection,
-            store: self.alone.clone(),
+            store: self.alone.store.clone(),
         })
     }
 
     /// Leases that are about to be granted are renewed over another connection. To open it takes a good
     /// part of a short lease on a busy machine, so that it is opened now.
     fn prepare_for_heartbeats(&self) {
-        if self.alone.pool.size() > 0 {
+        if self.alone.store.pool.size() > 0 {
             return;
         }
-        let alone = self.alone.clone();
+        let alone = self.alone.store.clone();
         tokio::spawn(async move {
             if let Ok(connection) = alone.acquire().await {
                 connection.keep();
