@@ -1,7 +1,7 @@
 //! What those that follow an attempt are told by it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -29,6 +29,9 @@ pub(crate) enum News {
     Over,
 }
 
+/// The clock of a store may be behind by as much: that of SQLite tells whole milliseconds.
+const COARSENESS: Duration = Duration::from_millis(1);
+
 /// What the store said, and when it was asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Said {
@@ -41,7 +44,9 @@ impl Said {
     /// only what was asked for later does; one that is stays as it is until its retention is over.
     pub(crate) fn holds_for(&self, arrived: Instant) -> bool {
         match &*self.existing {
-            Existing::Completed(completed) => self.asked.elapsed() < completed.retention_left,
+            Existing::Completed(completed) => {
+                self.asked.elapsed() + COARSENESS < completed.retention_left
+            }
             _ => arrived <= self.asked,
         }
     }
@@ -144,7 +149,7 @@ impl Listed {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use http::Response;
 
@@ -169,6 +174,7 @@ mod tests {
     fn an_answer_is_shared_until_its_retention_is_over() {
         assert!(completed(Duration::from_secs(60)).holds_for(Instant::now()));
         assert!(!completed(Duration::ZERO).holds_for(Instant::now()));
+        assert!(!completed(COARSENESS).holds_for(Instant::now()));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::{SUBJECT, assert_code, assert_replays};
 const CLAIM: &str = "insert into idempotency.record";
 const LOOKUP: &str = "from idempotency.record where id = $1";
 
+/// As many claims that meet no record as keep those that do in the minority.
+const FRESH: usize = 12;
+
 /// The mismatch is held on its way to the record while retries come in, to its process and another.
 async fn led_by_a_mismatch(transactional: bool, matching: Match) {
     let database = Database::postgres().await;
@@ -22,7 +25,11 @@ async fn led_by_a_mismatch(transactional: bool, matching: Match) {
     let behind = settings.clone().with(|s| s.store = proxy.url().to_owned());
     let subject = SUBJECT.start(&behind).await;
     let other = SUBJECT.start(&settings).await;
-    for _ in 0..size("C14") {
+    let rounds = size("C14");
+    for _ in 0..rounds {
+        // A store whose claims have met records lately would look first, and not claim.
+        let fresh = [(); FRESH].map(|()| Pay::new(""));
+        join_all(fresh.iter().map(|pay| pay.send(subject.port))).await;
         let pay = Pay::new("").with_body(r#"{"amount":4711}"#);
         let first = pay.send(other.port).await.unwrap();
         assert_eq!(first.status, 201, "{}", first.text());
@@ -49,7 +56,7 @@ async fn led_by_a_mismatch(transactional: bool, matching: Match) {
         assert_replays(&pay.send(subject.port).await.unwrap(), &first);
         assert_eq!(database.runs(&pay.key).await.len(), 1);
     }
-    assert_eq!(subject.runs().await, 0);
+    assert_eq!(subject.runs().await, rounds * FRESH as u64);
     database.is_clean().await;
 }
 
