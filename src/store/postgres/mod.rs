@@ -55,7 +55,7 @@ use waiting::{Waiting, Wakes};
 /// `pool.begin()` of an application can hand the next borrower a connection inside an abandoned
 /// transaction (sqlx [#4385](https://github.com/launchbadge/sqlx/issues/4385)), and a record
 /// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a
-/// process, [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
+/// process, 4 for [group commit](PgStoreBuilder::with_group_commit), [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
 /// which then need none of the application's, and one that listens while duplicates
 /// [wait](crate::Duplicates::Wait) for other processes.
 ///

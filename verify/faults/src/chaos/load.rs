@@ -214,7 +214,7 @@ impl World {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(history.with_extension("log"));
+            .open(history.with_added_extension("log"));
         let until = self.now();
         let written =
             file.and_then(|mut file| write!(file, "--- {whose}, until {until} ms\n{log}"));

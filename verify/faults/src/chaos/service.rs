@@ -32,8 +32,8 @@ pub const LEASE: Duration = Duration::from_millis(1000);
 pub const EXECUTION_LIMIT: Duration = Duration::from_millis(800);
 /// How long answers of `/brief` are kept.
 pub const BRIEF: Duration = Duration::from_secs(3);
-/// Connections of the store, of its transactions and of the handlers.
-pub const CONNECTIONS: u32 = 8 + TRANSACTIONS + EFFECT_CONNECTIONS;
+/// Connections of the store, of its writers, of who listens, of its transactions and of the handlers.
+pub const CONNECTIONS: u32 = 8 + 4 + 1 + TRANSACTIONS + EFFECT_CONNECTIONS;
 /// Handlers with a transaction at once.
 pub const TRANSACTIONS: u32 = 10;
 const EFFECT_CONNECTIONS: u32 = 6;

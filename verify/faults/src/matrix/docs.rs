@@ -19,7 +19,8 @@ injects the fault counted it. Groups A to E gate a release: no row of theirs may
     ./scripts/faults A D04      # a group, a row
 
 Size is how often a row injects its fault in a small and in a full run. The result is that of the last
-full run.
+full run of all rows in which none was red; other runs are in [reliability.md](reliability.md#runs-on-record).
+Rows of F to I mostly run in the process of the test, and in F and H the odd request is the fault.
 ";
 
 /// The text of the page. `results` has a line `A04 green fired=12` for each row that was run.
