@@ -13,7 +13,7 @@ use faults::wait::{Gate, until};
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
 
-use crate::{SUBJECT, assert_code, assert_replays};
+use crate::{SUBJECT, assert_code, assert_replays, warm};
 
 const STORE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -186,8 +186,8 @@ async fn x8_a_store_that_accepts_and_never_answers_is_given_up_in_time() {
 async fn x6_an_answer_that_cannot_be_recorded_is_held_back_and_replayed_later() {
     let (cluster, ledger) = (Cluster::start().await, Database::sqlite().await);
     let settings = settings(&cluster.url(), &ledger, "high").with(|s| s.settle_timeout = Some(400));
-    let subject = SUBJECT.start(&settings).await;
-    x6(&cluster, &ledger, &subject, Duration::ZERO).await;
+    let subject = warm::<1>(vec![SUBJECT.start(&settings).await]).await;
+    x6(&cluster, &ledger, &subject[0], Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -197,9 +197,9 @@ async fn x6_an_answer_that_waits_for_longer_than_its_lease_is_still_the_answer()
         s.settle_timeout = Some(400);
         s.lease = Some(1000);
     });
-    let subject = SUBJECT.start(&settings).await;
+    let subject = warm::<1>(vec![SUBJECT.start(&settings).await]).await;
     for _ in 0..2 {
-        x6(&cluster, &ledger, &subject, Duration::from_millis(1500)).await;
+        x6(&cluster, &ledger, &subject[0], Duration::from_millis(1500)).await;
     }
 }
 
