@@ -8,8 +8,9 @@ use serde_json::{Map, Number, Value};
 /// An IEEE 754 double keeps 15 significant decimal digits apart; RFC 8785 writes numbers as doubles.
 const EXACT_DIGITS: usize = 15;
 
-/// Stands for a long number; where it is left in the end, there is no canonical form.
-const LONG: &[u8] = br#"["\u0000"]"#;
+/// Stands for a long number; where it is left in the end, there is no canonical form. Nor is there one for a
+/// body that says the same by itself.
+const LONG: &[u8] = br#"["\u0000long"]"#;
 
 /// The canonical form, or `None` for what is not JSON, names a member twice, or holds a number that
 /// a double would round: those are compared byte for byte.
@@ -251,6 +252,14 @@ mod tests {
         assert_eq!(base, form(r#"{"a/b": {"e": 3}}"#));
         assert_ne!(base, form(r#"{"a/b": {"e": 4}}"#));
         assert_ne!(base, form(r#"{"a/b": {"e": 3}, "c~d": 2}"#));
+    }
+
+    /// What stands for a long number is nothing that a body says by chance.
+    #[test]
+    fn a_text_of_a_nul_has_a_form() {
+        assert_eq!(json(br#"["\u0000"]"#), json(br#"[ "\u0000" ]"#));
+        assert!(json(br#"["\u0000"]"#).is_some());
+        assert_eq!(json(br#"["\u0000long"]"#), None);
     }
 
     #[test]

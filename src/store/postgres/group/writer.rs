@@ -24,6 +24,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A writer that has been at one round for longer is held up, and does not count.
 pub(super) const LATE: Duration = Duration::from_millis(100);
 
+/// How long leases wait for the connection that will renew them. It is opened beside that of the writer.
+const READY: Duration = Duration::from_millis(500);
+
 /// The time of a commit for which another writer pays.
 const SLOW_COMMIT: Duration = Duration::from_millis(1);
 
@@ -298,25 +301,22 @@ impl AtWork {
 
 impl Group {
     async fn connect(&self) -> Result<Line, Error> {
-        let connection = Lent::new(self.pool.acquire().await?);
-        self.prepare_for_heartbeats();
+        let heartbeats = timeout(READY, self.prepare_for_heartbeats());
+        let (connection, _late) = tokio::join!(self.pool.acquire(), heartbeats);
         Ok(Line {
-            connection,
+            connection: Lent::new(connection?),
             store: self.alone.store.clone(),
         })
     }
 
     /// Leases that are about to be granted are renewed over another connection. To open it takes a good
-    /// part of a short lease on a busy machine, so that it is opened now.
-    fn prepare_for_heartbeats(&self) {
-        if self.alone.store.pool.size() > 0 {
-            return;
+    /// part of a short lease on a busy machine, so that it is opened before.
+    async fn prepare_for_heartbeats(&self) {
+        let alone = &self.alone.store;
+        if alone.pool.size() == 0
+            && let Ok(connection) = alone.acquire().await
+        {
+            connection.keep();
         }
-        let alone = self.alone.store.clone();
-        tokio::spawn(async move {
-            if let Ok(connection) = alone.acquire().await {
-                connection.keep();
-            }
-        });
     }
 }

@@ -14,9 +14,10 @@ on_every_store! {
 }
 
 async fn l3_a_handler_slower_than_its_lease_keeps_its_claim(database: Database) {
-    const LEASE: Duration = Duration::from_secs(1);
-    // Under this class, a claim that is lost for a moment is a second execution.
-    let settings = database.settings("medium").with(|s| s.lease = Some(1000));
+    // For longer than a busy machine stops a process. Under this class, a claim that is lost for a moment
+    // is a second execution.
+    const LEASE: Duration = Duration::from_secs(3);
+    let settings = database.settings("medium").with(|s| s.lease = Some(3000));
     let subjects = SUBJECT.start_all(2, &settings).await;
     let (port, other) = (subjects[0].port, subjects[1].port);
     let gate = Gate::new();
