@@ -7,18 +7,17 @@ use faults::database::Database;
 use faults::wait::Gate;
 use futures_util::future::join_all;
 
-use crate::{SUBJECT, assert_replays, on_every_store};
+use crate::{SUBJECT, assert_replays, on_every_store, warm};
 
 on_every_store! {
     l3_a_handler_slower_than_its_lease_keeps_its_claim,
 }
 
 async fn l3_a_handler_slower_than_its_lease_keeps_its_claim(database: Database) {
-    // For longer than a busy machine stops a process. Under this class, a claim that is lost for a moment
-    // is a second execution.
-    const LEASE: Duration = Duration::from_secs(3);
-    let settings = database.settings("medium").with(|s| s.lease = Some(3000));
-    let subjects = SUBJECT.start_all(2, &settings).await;
+    const LEASE: Duration = Duration::from_secs(1);
+    // Under this class, a claim that is lost for a moment is a second execution.
+    let settings = database.settings("medium").with(|s| s.lease = Some(1000));
+    let subjects = warm::<10>(SUBJECT.start_all(2, &settings).await).await;
     let (port, other) = (subjects[0].port, subjects[1].port);
     let gate = Gate::new();
     let pays: Vec<_> = (0..10).map(|_| Pay::new(&gate.behave())).collect();
