@@ -11,6 +11,7 @@ mod claim;
 mod connection;
 mod find;
 mod group;
+mod handover;
 mod heartbeat;
 mod held;
 mod listen;

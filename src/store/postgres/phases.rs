@@ -102,7 +102,10 @@ impl PhasedStore for PgStore {
         let connection = &mut *transaction;
         save(connection, claim, step).await?;
         match connection.execute(COMMIT).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.transactions.end(transaction);
+                Ok(())
+            }
             Err(error) if is_certain(&error) => Err(refused(error)),
             Err(error) => Err(CommitError::Unknown(StoreError::unavailable(error))),
         }

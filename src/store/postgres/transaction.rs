@@ -8,11 +8,12 @@ use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
 use sqlx::{
     AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
-    Transaction,
+    SqlSafeStr, Transaction,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::handover::{Chained, Handover};
 use super::types::PgUuid;
 use super::{PgStore, PgStoreBuilder};
 use crate::identity::Identity;
@@ -64,7 +65,8 @@ select is_open, (select extract(epoch from expires_at)::float8 from record) as e
 from attempt";
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
-/// would only release the innermost of them. The empty one that follows is rolled back in passing.
+/// would only release the innermost of them. The empty one that follows is rolled back in passing, with the
+/// next that begins on the connection, or when it goes back to its pool.
 pub(super) const COMMIT: &str = "commit and chain";
 
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
@@ -104,6 +106,7 @@ pub(super) struct Transactions {
     is_shared: bool,
     /// How long one may take to begin.
     patience: Duration,
+    handover: Handover,
 }
 
 impl Transactions {
@@ -112,6 +115,7 @@ impl Transactions {
             pool: Arc::new(Mutex::new(pool)),
             is_shared,
             patience,
+            handover: Handover::default(),
         }
     }
 
@@ -124,7 +128,7 @@ impl Transactions {
         let transactions = self.clone();
         let begun = tokio::spawn(async move {
             let pool = transactions.pool().clone();
-            let mut begun = pin!(pool.begin_with(AssertSqlSafe(begin)));
+            let mut begun = pin!(transactions.begin_on_any(&pool, begin));
             if let Ok(begun) = timeout(transactions.patience, &mut begun).await {
                 return begun;
             }
@@ -134,6 +138,51 @@ impl Transactions {
         begun
             .await
             .unwrap_or_else(|error| Err(Error::Io(io::Error::other(error))))
+    }
+
+    async fn begin_on_any(
+        &self,
+        pool: &PgPool,
+        begin: String,
+    ) -> Result<Transaction<'static, Postgres>, Error> {
+        tokio::select! {
+            biased;
+            Ok(chained) = self.handover.next() => self.begin_after(chained, &begin).await,
+            connection = pool.acquire() => {
+                let begin = AssertSqlSafe(begin).into_sql_str();
+                Transaction::begin(connection?, Some(begin)).await
+            }
+        }
+    }
+
+    /// Where it is refused, the server has left the transaction, and another one may have the connection.
+    async fn begin_after(
+        &self,
+        mut chained: Chained,
+        begin: &str,
+    ) -> Result<Transaction<'static, Postgres>, Error> {
+        let begin = AssertSqlSafe(format!("rollback; {begin}"));
+        match (&mut *chained).execute(begin).await {
+            Ok(_) => Ok(chained),
+            Err(refused) => {
+                if refused.as_database_error().is_some()
+                    && (&mut *chained).execute("begin").await.is_ok()
+                {
+                    self.end(chained);
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    /// What becomes of the connection of a transaction that is over. The application's own go back: it may
+    /// wait for them, too.
+    pub(super) fn end(&self, chained: Chained) {
+        let pool = self.pool().clone();
+        let is_in_use = pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
+        if is_in_use && !self.is_shared && !pool.is_closed() {
+            self.handover.give(chained);
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -278,16 +327,22 @@ impl TransactionalStore for PgStore {
         }
         let expires_at = record(connection, request, entry).await?;
         match connection.execute(COMMIT).await {
-            Ok(_) => Ok(expires_at),
+            Ok(_) => {
+                self.transactions.end(transaction);
+                Ok(expires_at)
+            }
             Err(error) if is_certain(&error) => Err(refused(error)),
             Err(error) => Err(CommitError::Unknown(StoreError::unavailable(error))),
         }
     }
 
     async fn rollback(&self, mut transaction: Self::Transaction) {
-        if let Err(error) = (&mut *transaction).execute(ROLLBACK).await {
-            let cause: &dyn std::error::Error = &error;
-            tracing::warn!(error = cause, "cannot roll back; the server will");
+        match (&mut *transaction).execute(ROLLBACK).await {
+            Ok(_) => self.transactions.end(transaction),
+            Err(error) => {
+                let cause: &dyn std::error::Error = &error;
+                tracing::warn!(error = cause, "cannot roll back; the server will");
+            }
         }
     }
 
