@@ -1,6 +1,7 @@
 //! The statements of [`protocol`](crate::store::protocol) for many records at once. They lock in the
-//! order of ids, and pass over what somebody else has locked. Only a claim may wait, for a transaction
-//! that is about to make, or to end, the record of its id; where that takes long, the claims go alone.
+//! order of ids. Where somebody else has one of them locked, those that follow pass over what is. A claim
+//! may wait for a transaction that is about to make, or to end, the record of its id; where that takes
+//! long, the claims go alone.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -69,53 +70,78 @@ const INSERT: &str = insert!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9
 
 const SELECT: &str = concat!(records!(), " where id = any ($1::uuid[])");
 
-/// Answers whose records are locked, in the order of their ids.
-macro_rules! due {
+/// Answers, in the order of their ids. Each waits for its record, where somebody has locked it.
+macro_rules! done {
     () => {
-        "
-with due as (
-    select record.id, done.token, done.answer, done.refs
-    from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[]) as done (id, token, answer, refs)
+        "(
+    select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[])
+        as done (id, token, answer, refs) order by id
+) as done (id, token, answer, refs)"
+    };
+}
+
+/// Those whose records nobody else has locked, which are locked now.
+macro_rules! unlocked {
+    () => {
+        concat!(
+            "(
+    select record.id, done.token, done.answer, done.refs from ",
+            done!(),
+            "
     join idempotency.record on record.id = done.id
         and record.token = done.token and record.state in ('running', 'held')
     order by record.id
     for no key update of record skip locked
-)"
+) as done"
+        )
     };
 }
 
 macro_rules! update {
-    () => {
-        "
+    ($done:expr) => {
+        concat!(
+            "
 update idempotency.record set
-    state = 'completed', answer = due.answer, refs = coalesce(due.refs, record.refs), progress = null,
+    state = 'completed', answer = done.answer, refs = coalesce(done.refs, record.refs), progress = null,
     expires_at = case when state = 'running' and expires_at > now then expires_at
         else now + (expires_at - claimed_at) end,
     sweep_at = case when state = 'running' and expires_at > now then expires_at
         else now + (expires_at - claimed_at) end
-from due, (select clock_timestamp()) as clock (now)
-where record.id = due.id and record.token = due.token and state in ('running', 'held')
+from ",
+            $done,
+            ", (select clock_timestamp()) as clock (now)
+where record.id = done.id and record.token = done.token and state in ('running', 'held')
 returning record.id, waited"
+        )
     };
 }
 
-const UPDATE_COMPLETED: &str = concat!(due!(), update!());
+const UPDATE_COMPLETED: &str = update!(done!());
+
+const UPDATE_UNLOCKED: &str = update!(unlocked!());
 
 /// Both in one commit. Neither sees what the other does, and neither has to: they are of different
 /// attempts.
-const COMPLETE_AND_INSERT: &str = concat!(
-    due!(),
-    ", completed as (",
-    update!(),
-    "), claimed as (",
-    insert!(
-        "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14"
-    ),
-    ")
+macro_rules! complete_and_insert {
+    ($done:expr) => {
+        concat!(
+            "with completed as (",
+            update!($done),
+            "), claimed as (",
+            insert!(
+                "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14"
+            ),
+            ")
 select id, waited, null::uuid as token, null::float8 as until from completed
 union all
 select id, null, token, until from claimed"
-);
+        )
+    };
+}
+
+const COMPLETE_AND_INSERT: &str = complete_and_insert!(done!());
+
+const COMPLETE_UNLOCKED_AND_INSERT: &str = complete_and_insert!(unlocked!());
 
 const DELETE_CLAIMED: &str = "
 with due as (
@@ -224,8 +250,12 @@ impl Request for Complete {
             let done = line.run(update(one)).await?;
             return Ok(vec![Some(line.store().ended(one.id(), &done))]);
         }
-        let query = bind_answers(sqlx::query(UPDATE_COMPLETED), done);
-        let changed = line.run(query).await?;
+        let sql = if line.meets_locks() {
+            UPDATE_UNLOCKED
+        } else {
+            UPDATE_COMPLETED
+        };
+        let changed = line.run(bind_answers(sqlx::query(sql), done)).await?;
         changed_of(done, &changed.rows, line.store())
     }
 
@@ -271,7 +301,12 @@ pub(super) async fn complete_and_insert(
     claims: &[&Insert],
     line: &mut Line,
 ) -> Result<Both, Error> {
-    let query = bind_answers(sqlx::query(COMPLETE_AND_INSERT), done);
+    let sql = if line.meets_locks() {
+        COMPLETE_UNLOCKED_AND_INSERT
+    } else {
+        COMPLETE_AND_INSERT
+    };
+    let query = bind_answers(sqlx::query(sql), done);
     let rows = line.run(bind_claims(query, claims)).await?.rows;
     let is_claim = |row: &PgRow| Ok(row.try_get::<Option<PgUuid>, _>("token")?.is_some());
     let (mut completed, mut claimed) = (Vec::new(), Vec::new());

@@ -250,11 +250,10 @@ async fn send_both(
             distribute(insertions, inserted, alone);
             None
         }
-        // The claims are to blame: what is completed is passed over where it is locked.
+        // Apart from each other it is found out which of them are to blame.
         Err(error) if line.is_usable_after(&error) => {
             let broken = send(completions, line, alone, None).await;
-            fail(insertions, &Arc::new(error), alone);
-            broken
+            send(insertions, line, alone, broken).await
         }
         Err(error) => {
             let error = Arc::new(error);
@@ -278,7 +277,12 @@ async fn send<R: Request>(
         refuse(jobs, error);
         return broken;
     }
-    match R::together(&requests(&jobs), line).await {
+    let was_wary = line.meets_locks();
+    let mut sent = R::together(&requests(&jobs), line).await;
+    if !was_wary && line.meets_locks() {
+        sent = R::together(&requests(&jobs), line).await;
+    }
+    match sent {
         Ok(answers) => {
             distribute(jobs, answers, alone);
             None

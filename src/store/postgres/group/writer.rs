@@ -16,7 +16,7 @@ use super::queue::{Round, Size};
 use super::{Group, MAX_WRITERS};
 use crate::store::lent::Lent;
 use crate::store::postgres::PgStore;
-use crate::store::postgres::connection::Done;
+use crate::store::postgres::connection::{Done, is_locked};
 
 /// How long a writer without work keeps its connection.
 const LINGER: Duration = Duration::from_secs(1);
@@ -164,11 +164,16 @@ impl Writers {
     }
 }
 
+/// How long a writer passes over what is locked, once it has met a lock. To do so it locks each record
+/// before it writes it, which costs log.
+const WARY: Duration = Duration::from_secs(10);
+
 /// A writer's connection.
 #[derive(Debug)]
 pub(in crate::store::postgres) struct Line {
     connection: Lent<Postgres>,
     store: PgStore,
+    met_a_lock: Option<Instant>,
 }
 
 impl Line {
@@ -176,7 +181,16 @@ impl Line {
         &mut self,
         query: Query<'_, Postgres, PgArguments>,
     ) -> Result<Done, Error> {
-        self.store.run_on(&mut self.connection, query).await
+        let done = self.store.run_on(&mut self.connection, query).await;
+        if done.as_ref().is_err_and(is_locked) {
+            self.met_a_lock = Some(Instant::now());
+        }
+        done
+    }
+
+    /// Whether what is locked is to be passed over.
+    pub(super) fn meets_locks(&self) -> bool {
+        self.met_a_lock.is_some_and(|met| met.elapsed() < WARY)
     }
 
     pub(super) fn store(&self) -> &PgStore {
@@ -235,6 +249,8 @@ impl AtWork {
             if woken.is_err() && self.leave() || self.is_closed() {
                 return None;
             }
+            // Whoever comes at the same moment comes along.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -306,6 +322,7 @@ impl Group {
         Ok(Line {
             connection: Lent::new(connection?),
             store: self.alone.store.clone(),
+            met_a_lock: None,
         })
     }
 
