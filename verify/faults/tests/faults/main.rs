@@ -18,6 +18,7 @@ mod duplicates;
 mod exhaustion;
 mod expiry;
 mod flight;
+mod handover;
 mod hazard;
 mod http2;
 mod kills;
