@@ -29,13 +29,7 @@ impl Handover {
     pub(super) fn next(&self) -> oneshot::Receiver<Chained> {
         let (given, next) = oneshot::channel();
         let mut waiting = self.lock();
-        while waiting
-            .queue
-            .front()
-            .is_some_and(oneshot::Sender::is_closed)
-        {
-            waiting.queue.pop_front();
-        }
+        waiting.queue.retain(|next| !next.is_closed());
         waiting.queue.push_back(given);
         next
     }

@@ -259,7 +259,7 @@ impl PgStoreBuilder {
         let pooled_begin = self.pgbouncer.then(|| connection::pooled_begin(&self));
         let patience = connection::patience(self.statement_timeout);
         let (pool, transactions) = if self.share_pool {
-            (self.pool.clone(), self.pool)
+            (self.pool.clone(), self.pool.clone())
         } else {
             (connection::own_pool(&self), transaction::own_pool(&self))
         };
@@ -267,7 +267,12 @@ impl PgStoreBuilder {
             let server = pool.connect_options().as_ref().clone();
             Waiting::new(server, self.statement_timeout)
         });
-        let transactions = Transactions::new(transactions, self.share_pool, patience);
+        let kind = match (self.share_pool, self.pgbouncer) {
+            (true, _) => transaction::Kind::Shared,
+            (false, true) => transaction::Kind::Pooled,
+            (false, false) => transaction::Kind::Own,
+        };
+        let transactions = Transactions::new(transactions, kind, patience);
         PgStore {
             pool,
             group: None,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sqlx::error::DatabaseError;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
 use sqlx::{
     AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
@@ -98,22 +99,35 @@ begin
 end
 $$;";
 
+/// Whose the connections are that transactions run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The store's.
+    Own,
+    /// The store's, to a pooler: each is a server's for as long as its transaction is open.
+    Pooled,
+    /// The application's, which may wait for them, too.
+    Shared,
+}
+
 /// Opens transactions for handlers.
 #[derive(Debug, Clone)]
 pub(super) struct Transactions {
     pool: Arc<Mutex<PgPool>>,
-    /// Whether it is the application's.
-    is_shared: bool,
+    /// Pools that were replaced, and may have connections in use.
+    replaced: Arc<Mutex<Vec<PgPool>>>,
+    kind: Kind,
     /// How long one may take to begin.
     patience: Duration,
     handover: Handover,
 }
 
 impl Transactions {
-    pub(super) fn new(pool: PgPool, is_shared: bool, patience: Duration) -> Self {
+    pub(super) fn new(pool: PgPool, kind: Kind, patience: Duration) -> Self {
         Self {
             pool: Arc::new(Mutex::new(pool)),
-            is_shared,
+            replaced: Arc::default(),
+            kind,
             patience,
             handover: Handover::default(),
         }
@@ -145,10 +159,16 @@ impl Transactions {
         pool: &PgPool,
         begin: String,
     ) -> Result<Transaction<'static, Postgres>, Error> {
+        let next = async {
+            match self.kind {
+                Kind::Own => self.handover.next().await,
+                Kind::Pooled | Kind::Shared => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
-            Ok(chained) = self.handover.next() => self.begin_after(chained, &begin).await,
-            connection = pool.acquire() => {
+            Ok(chained) = next => self.begin_after(chained, &begin).await,
+            connection = acquire(pool) => {
                 let begin = AssertSqlSafe(begin).into_sql_str();
                 Transaction::begin(connection?, Some(begin)).await
             }
@@ -165,24 +185,37 @@ impl Transactions {
         match (&mut *chained).execute(begin).await {
             Ok(_) => Ok(chained),
             Err(refused) => {
-                if refused.as_database_error().is_some()
-                    && (&mut *chained).execute("begin").await.is_ok()
-                {
-                    self.end(chained);
+                if matches!(code(&refused).as_deref(), Some(LOCKED | RECORDED)) {
+                    let transactions = self.clone();
+                    tokio::spawn(async move {
+                        if (&mut *chained).execute("begin").await.is_ok() {
+                            transactions.end(chained);
+                        }
+                    });
                 }
                 Err(refused)
             }
         }
     }
 
-    /// What becomes of the connection of a transaction that is over. The application's own go back: it may
-    /// wait for them, too.
+    /// What becomes of the connection of a transaction that is over, and that `and chain` has left in
+    /// another: it is given to whoever waits, or dropped, and back in its pool.
     pub(super) fn end(&self, chained: Chained) {
         let pool = self.pool().clone();
-        let is_in_use = pool.num_idle() == 0 && pool.size() >= pool.options().get_max_connections();
-        if is_in_use && !self.is_shared && !pool.is_closed() {
+        let is_in_use = pool.num_idle() == 0 && is_full(&pool) && !pool.is_closed();
+        // sqlx loses count where a handler gives up waiting for a savepoint.
+        let is_counted = chained.is_in_transaction();
+        if self.kind == Kind::Own && is_in_use && is_counted && !self.is_replacing() {
             self.handover.give(chained);
         }
+    }
+
+    /// Connections of an old pool end with their transactions.
+    fn is_replacing(&self) -> bool {
+        let replaced = self.replaced.lock();
+        let mut replaced = replaced.unwrap_or_else(PoisonError::into_inner);
+        replaced.retain(|pool| pool.size() > 0);
+        !replaced.is_empty()
     }
 
     pub(super) async fn close(&self) {
@@ -198,7 +231,7 @@ impl Transactions {
     /// quarter of an hour later, and most likely it is not alone: the next transactions begin in a new
     /// pool, and those that are open end in the old one.
     fn replace(&self, silent: &PgPool) {
-        if self.is_shared {
+        if self.kind == Kind::Shared {
             return;
         }
         let mut pool = self.pool();
@@ -211,7 +244,26 @@ impl Transactions {
         drop(silent.close());
         let server = silent.connect_options().as_ref().clone();
         *pool = silent.options().clone().connect_lazy_with(server);
+        let replaced = self.replaced.lock();
+        replaced
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(silent.clone());
     }
+}
+
+fn is_full(pool: &PgPool) -> bool {
+    pool.size() >= pool.options().get_max_connections()
+}
+
+/// A new connection is opened in a task of its own, and goes to its pool where the caller has got another
+/// meanwhile.
+async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Error> {
+    if pool.num_idle() > 0 || is_full(pool) {
+        return pool.acquire().await;
+    }
+    let pool = pool.clone();
+    let opened = tokio::spawn(async move { pool.acquire().await });
+    opened.await.map_err(|_panic| Error::WorkerCrashed)?
 }
 
 /// A connection that is not out of its transaction by now is of no more use, nor is a silent one.

@@ -70,13 +70,10 @@ const INSERT: &str = insert!("$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9
 
 const SELECT: &str = concat!(records!(), " where id = any ($1::uuid[])");
 
-/// Answers, in the order of their ids. Each waits for its record, where somebody has locked it.
+/// Answers, which are in the order of their ids. Each waits for its record, where somebody has locked it.
 macro_rules! done {
     () => {
-        "(
-    select * from unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[])
-        as done (id, token, answer, refs) order by id
-) as done (id, token, answer, refs)"
+        "unnest($1::uuid[], $2::uuid[], $3::bytea[], $4::text[]) as done (id, token, answer, refs)"
     };
 }
 
@@ -250,12 +247,17 @@ impl Request for Complete {
             let done = line.run(update(one)).await?;
             return Ok(vec![Some(line.store().ended(one.id(), &done))]);
         }
-        let sql = if line.meets_locks() {
-            UPDATE_UNLOCKED
+        let update = |sql| bind_answers(sqlx::query(sql), done);
+        let changed = if line.is_wary() {
+            line.run(update(UPDATE_UNLOCKED)).await?
         } else {
-            UPDATE_COMPLETED
+            match line.run(update(UPDATE_COMPLETED)).await {
+                Err(error) if line.is_usable_after(&error) => {
+                    line.run(update(UPDATE_UNLOCKED)).await?
+                }
+                changed => changed?,
+            }
         };
-        let changed = line.run(bind_answers(sqlx::query(sql), done)).await?;
         changed_of(done, &changed.rows, line.store())
     }
 
@@ -301,7 +303,7 @@ pub(super) async fn complete_and_insert(
     claims: &[&Insert],
     line: &mut Line,
 ) -> Result<Both, Error> {
-    let sql = if line.meets_locks() {
+    let sql = if line.is_wary() {
         COMPLETE_UNLOCKED_AND_INSERT
     } else {
         COMPLETE_AND_INSERT
@@ -324,12 +326,14 @@ pub(super) async fn complete_and_insert(
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-fn bind_answers<'q>(query: PgQuery<'q>, done: &'q [&'q Complete]) -> PgQuery<'q> {
+fn bind_answers<'q>(query: PgQuery<'q>, done: &[&'q Complete]) -> PgQuery<'q> {
+    let mut done = done.to_vec();
+    done.sort_unstable_by_key(|done| *done.id().as_bytes());
     query
-        .bind(ids(done))
-        .bind(column(done, |done| PgUuid::from(done.claim.token)))
-        .bind(column(done, |done| done.answer.as_slice()))
-        .bind(column(done, |done| done.references.as_deref()))
+        .bind(ids(&done))
+        .bind(column(&done, |done| PgUuid::from(done.claim.token)))
+        .bind(column(&done, |done| done.answer.as_slice()))
+        .bind(column(&done, |done| done.references.as_deref()))
 }
 
 fn bind_claims<'q>(query: PgQuery<'q>, claims: &'q [&'q Insert]) -> PgQuery<'q> {
@@ -364,8 +368,8 @@ fn ids<R: Request>(requests: &[&R]) -> Vec<PgUuid> {
 }
 
 /// One column of a batch, as an array.
-fn column<'r, R, T>(requests: &'r [R], of: impl Fn(&'r R) -> T) -> Vec<T> {
-    requests.iter().map(of).collect()
+fn column<R: Copy, T>(requests: &[R], of: impl Fn(R) -> T) -> Vec<T> {
+    requests.iter().copied().map(of).collect()
 }
 
 fn by_id(rows: &[PgRow]) -> Result<HashMap<PgUuid, &PgRow>, Error> {

@@ -20,7 +20,7 @@ use crate::store::StoreError;
 pub(super) use batch::{Complete, Delete, Insert, Select};
 pub(super) use queue::Request;
 use queue::{Alone, Job, Queues};
-use writer::{AtWork, LATE, Writers};
+use writer::{AtWork, LATE, Locks, Writers};
 
 /// The most that is queued or on its way. Whoever comes then waits for a place.
 const PLACES: usize = 2048;
@@ -37,6 +37,7 @@ pub(super) struct Group {
     patience: Duration,
     state: Mutex<State>,
     met: Met,
+    locks: Locks,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +78,7 @@ impl Group {
             patience,
             state: Mutex::default(),
             met: Met::default(),
+            locks: Locks::default(),
         }
     }
 

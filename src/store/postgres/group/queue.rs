@@ -243,6 +243,7 @@ async fn send_both(
     line: &mut Line,
     alone: &Alone,
 ) -> Option<Arc<Error>> {
+    let was_wary = line.is_wary();
     let sent = complete_and_insert(&requests(&completions), &requests(&insertions), line).await;
     match sent {
         Ok((completed, inserted)) => {
@@ -250,9 +251,13 @@ async fn send_both(
             distribute(insertions, inserted, alone);
             None
         }
-        // Apart from each other it is found out which of them are to blame.
         Err(error) if line.is_usable_after(&error) => {
             let broken = send(completions, line, alone, None).await;
+            if was_wary {
+                // The claims are to blame: what was completed was passed over where it is locked.
+                fail(insertions, &Arc::new(error), alone);
+                return broken;
+            }
             send(insertions, line, alone, broken).await
         }
         Err(error) => {
@@ -277,12 +282,7 @@ async fn send<R: Request>(
         refuse(jobs, error);
         return broken;
     }
-    let was_wary = line.meets_locks();
-    let mut sent = R::together(&requests(&jobs), line).await;
-    if !was_wary && line.meets_locks() {
-        sent = R::together(&requests(&jobs), line).await;
-    }
-    match sent {
+    match R::together(&requests(&jobs), line).await {
         Ok(answers) => {
             distribute(jobs, answers, alone);
             None

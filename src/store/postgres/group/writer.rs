@@ -3,7 +3,7 @@
 //! wait for the other, and where one is held up.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgArguments;
@@ -164,8 +164,8 @@ impl Writers {
     }
 }
 
-/// How long a writer passes over what is locked, once it has met a lock. To do so it locks each record
-/// before it writes it, which costs log.
+/// How long writers pass over what is locked, once one has met a lock. To do so they lock each record
+/// before they write it, which costs log.
 const WARY: Duration = Duration::from_secs(10);
 
 /// A writer's connection.
@@ -173,7 +173,17 @@ const WARY: Duration = Duration::from_secs(10);
 pub(in crate::store::postgres) struct Line {
     connection: Lent<Postgres>,
     store: PgStore,
-    met_a_lock: Option<Instant>,
+    locks: Locks,
+}
+
+/// When one of the writers has last met a lock.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Locks(Arc<Mutex<Option<Instant>>>);
+
+impl Locks {
+    fn met(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Line {
@@ -183,14 +193,14 @@ impl Line {
     ) -> Result<Done, Error> {
         let done = self.store.run_on(&mut self.connection, query).await;
         if done.as_ref().is_err_and(is_locked) {
-            self.met_a_lock = Some(Instant::now());
+            *self.locks.met() = Some(Instant::now());
         }
         done
     }
 
     /// Whether what is locked is to be passed over.
-    pub(super) fn meets_locks(&self) -> bool {
-        self.met_a_lock.is_some_and(|met| met.elapsed() < WARY)
+    pub(super) fn is_wary(&self) -> bool {
+        self.locks.met().is_some_and(|met| met.elapsed() < WARY)
     }
 
     pub(super) fn store(&self) -> &PgStore {
@@ -322,7 +332,7 @@ impl Group {
         Ok(Line {
             connection: Lent::new(connection?),
             store: self.alone.store.clone(),
-            met_a_lock: None,
+            locks: self.locks.clone(),
         })
     }
 
