@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use faults::client::Pay;
 use faults::database::Database;
+use faults::proxy::{Action, Exchange, Proxy, request};
 use faults::wait::Gate;
 use futures_util::future::join_all;
 
@@ -45,5 +46,31 @@ async fn l3_a_handler_slower_than_its_lease_keeps_its_claim(database: Database) 
         assert_eq!(first.status, 201, "{}", first.text());
         assert_replays(&pay.send(other).await.unwrap(), &first);
         assert_eq!(database.runs(&pay.key).await.len(), 1);
+    }
+}
+
+/// A lease may be over before a connection is open that could renew it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_lease_of_a_process_waits_for_the_connection_that_will_renew_it() {
+    /// What a session begins with, whether it is a writer's or not.
+    const OPENED: &str = "set_config('default_transaction_isolation'";
+    let database = Database::postgres().await;
+    // Either of the two may come second.
+    for _ in 0..5 {
+        let proxy = Proxy::start(&database.url).await;
+        let settings = database
+            .settings("medium")
+            .with(|s| s.store = proxy.url().to_owned());
+        let slow = proxy.on(request(OPENED)).nth(2);
+        let slow = slow.does(Action::Delay(Duration::from_millis(200)));
+        let subject = SUBJECT.start(&settings).await;
+        let answer = Pay::new("").send(subject.port).await.unwrap();
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        assert_eq!(slow.fired(), 1);
+        let exchanges = proxy.traffic().exchanges;
+        let is_claim = |e: &Exchange| e.executes("insert into idempotency.record");
+        let claim = exchanges.iter().position(is_claim).unwrap();
+        let opened = exchanges[..claim].iter().filter(|e| e.executes(OPENED));
+        assert_eq!(opened.count(), 2);
     }
 }
