@@ -59,6 +59,13 @@ impl Suite {
             Variant::LeasedSingle,
         ];
         let table = self.compete("slow-flush", &variants.map(at_base)).await;
+        if !self.is_short() {
+            let many = [Variant::InsertFirst64, Variant::Leased].map(|variant| Entrant {
+                connections: 256,
+                ..at_base(variant)
+            });
+            self.compete("slow-flush-256", &many).await;
+        }
         self.arena.slow_down(None).await;
         let (leased, first) = (Variant::Leased, Variant::InsertFirst64);
         let report = &mut self.report;

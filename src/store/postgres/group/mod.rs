@@ -141,8 +141,8 @@ impl Group {
     }
 
     fn call(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        let lookups = state.queues.selections.len();
-        let started = state.writers.call(lookups);
+        let (writes, lookups) = (state.queues.writes(), state.queues.selections.len());
+        let started = state.writers.call(writes, lookups);
         drop(state);
         if let Some(started) = started {
             tokio::spawn(AtWork::new(self.clone(), started).run());

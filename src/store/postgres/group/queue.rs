@@ -13,7 +13,7 @@ use crate::store::StoreError;
 use crate::store::postgres::PgStore;
 
 /// The most of one kind that travel together: more make a statement slower than they save.
-const MAX_BATCH: usize = 128;
+pub(super) const MAX_BATCH: usize = 128;
 
 /// And of their bytes, unless one has more by itself: a statement that takes longer than its callers wait
 /// would be sent again and again.
@@ -131,10 +131,11 @@ pub(super) struct Round {
 
 impl Queues {
     pub(super) fn is_empty(&self) -> bool {
-        self.completions.is_empty()
-            && self.deletions.is_empty()
-            && self.insertions.is_empty()
-            && self.selections.is_empty()
+        self.writes() == 0 && self.selections.is_empty()
+    }
+
+    pub(super) fn writes(&self) -> usize {
+        self.completions.len() + self.deletions.len() + self.insertions.len()
     }
 
     /// `None` when nothing waits.

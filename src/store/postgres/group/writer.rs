@@ -1,6 +1,6 @@
-//! Those who empty the queue. One is enough where the disk is quick: the more wait for it, the more
-//! travel together. More of them write where commits take long, so that one flush of the disk does not
-//! wait for the other, and where one is held up.
+//! Those who empty the queue. One is enough for what fits into one batch: the more wait for it, the more
+//! travel together. More of them write where commits take long and a whole batch is waiting, so that one
+//! flush of the disk does not wait for the other, and where one is held up.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use sqlx::{Error, Postgres};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::queue::{Round, Size};
+use super::queue::{MAX_BATCH, Round, Size};
 use super::{Group, MAX_WRITERS};
 use crate::store::lent::Lent;
 use crate::store::postgres::PgStore;
@@ -32,6 +32,10 @@ const SLOW_COMMIT: Duration = Duration::from_millis(1);
 
 /// What a record costs within a statement; the rest of its time is that of the commit.
 const OF_EACH: Duration = Duration::from_micros(20);
+
+/// How often a writer lets everybody else run before it commits again, where a commit costs more than what
+/// travels in it. Whoever was just answered soon asks for more, and comes along, rather than after it.
+const FOLLOWING: usize = 4;
 
 /// Lookups that wait for their own writer beside one that commits: they need no disk.
 const LOOKUPS: usize = 8;
@@ -81,9 +85,10 @@ impl Default for Commits {
 
 impl Commits {
     /// Of a round. One that only reads commits nothing.
-    fn note(&mut self, took: Duration, size: Size) {
+    /// Says whether a commit costs more than what has travelled in it.
+    fn note(&mut self, took: Duration, size: Size) -> bool {
         if size.commits == 0 {
-            return;
+            return false;
         }
         let took = took.saturating_sub(OF_EACH * size.records);
         self.took[self.next] = took / size.commits;
@@ -91,6 +96,7 @@ impl Commits {
         let mut sorted = self.took;
         let (_, median, _) = sorted.select_nth_unstable(REMEMBERED / 2);
         self.writers = 1 + median.as_nanos() / SLOW_COMMIT.as_nanos();
+        *median > OF_EACH * size.records
     }
 }
 
@@ -102,8 +108,8 @@ pub(super) struct Started {
 }
 
 impl Writers {
-    /// There is work, so many lookups among it: wakes a writer, or says that another one has to be started.
-    pub(super) fn call(&mut self, lookups: usize) -> Option<Started> {
+    /// There is work, so many writes and lookups: wakes a writer, or says that another one has to be started.
+    pub(super) fn call(&mut self, writes: usize, lookups: usize) -> Option<Started> {
         if self.wake() {
             return None;
         }
@@ -111,7 +117,11 @@ impl Writers {
         let in_time =
             |one: &&Writer| matches!(one.doing, Doing::Round(began) if began.elapsed() < LATE);
         let at_it = self.all.iter().filter(in_time).count();
-        let wanted = self.commits.writers.max(1 + u128::from(lookups >= LOOKUPS));
+        let for_commits = match writes {
+            MAX_BATCH.. => self.commits.writers,
+            _ => 1,
+        };
+        let wanted = for_commits.max(1 + u128::from(lookups >= LOOKUPS));
         (!is_full && (at_it as u128) < wanted).then(|| self.start())
     }
 
@@ -320,7 +330,12 @@ impl AtWork {
             tracing::warn!(error = cause, "a writer lost its connection");
             return None;
         }
-        group.lock().writers.commits.note(began.elapsed(), size);
+        let is_dear = group.lock().writers.commits.note(began.elapsed(), size);
+        if is_dear {
+            for _ in 0..FOLLOWING {
+                tokio::task::yield_now().await;
+            }
+        }
         Some(line)
     }
 }
