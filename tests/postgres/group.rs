@@ -139,9 +139,7 @@ async fn c15_a_key_that_is_not_decided_holds_up_only_itself() {
     acquire(&fixture.store, &request("key-7")).await;
 }
 
-#[tokio::test]
-async fn c13_a_locked_record_holds_up_only_its_own_completion() {
-    let fixture = Fixture::new().await;
+async fn a_locked_record_holds_up_only_its_own_completion(fixture: Fixture) {
     let requests: Vec<_> = keys(50).iter().map(|key| request(key)).collect();
     for request in &requests {
         acquire(&fixture.store, request).await;
@@ -151,14 +149,43 @@ async fn c13_a_locked_record_holds_up_only_its_own_completion() {
         let (store, claim) = (fixture.store.clone(), claim_of(request));
         async move { store.complete(&claim, &completion()).await }
     };
-    let completed = futures_util::future::join_all(requests.iter().map(complete)).await;
+    let sql = format!(
+        "select sum(pid) from pg_stat_activity where datname = current_database() and {WRITERS}"
+    );
+    let writer = number(&fixture.pool, &sql).await;
+    let completed = at_once(requests.iter().map(complete)).await;
     for (index, completed) in completed.iter().enumerate() {
         let kind = completed.as_ref().err().map(StoreError::kind);
         let expected = (index == 7).then_some(StoreErrorKind::Unavailable);
         assert_eq!(kind, expected, "{index}");
     }
+    assert_eq!(number(&fixture.pool, &sql).await, writer);
     locked.rollback().await.unwrap();
     complete(&requests[7]).await.unwrap();
+}
+
+#[tokio::test]
+async fn c13_a_locked_record_holds_up_only_its_own_completion() {
+    a_locked_record_holds_up_only_its_own_completion(Fixture::new().await).await;
+}
+
+#[tokio::test]
+async fn c13_a_locked_record_holds_up_only_its_own_completion_behind_a_pooler() {
+    let mut fixture = Fixture::new().await;
+    let builder = PgStore::builder(fixture.pool.clone()).with_pgbouncer(true);
+    fixture.store = builder.build();
+    a_locked_record_holds_up_only_its_own_completion(fixture).await;
+}
+
+#[tokio::test]
+async fn what_was_asked_before_a_store_is_closed_is_done() {
+    let fixture = Fixture::new().await;
+    let claim = acquire(&fixture.store, &request("key")).await;
+    let completion = completion();
+    let mut completing = std::pin::pin!(fixture.store.complete(&claim, &completion));
+    assert!(futures_util::poll!(&mut completing).is_pending());
+    let (completed, ()) = tokio::join!(completing, fixture.store.close());
+    completed.unwrap();
 }
 
 #[tokio::test]

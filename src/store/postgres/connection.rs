@@ -125,10 +125,7 @@ impl PgStore {
         let run = Box::pin(async {
             let mut connection = self.acquire().await?;
             let result = self.run_on(&mut connection, query).await;
-            if result
-                .as_ref()
-                .map_or_else(|error| self.has_ended(error), |_| true)
-            {
+            if result.as_ref().map_or_else(is_locked, |_| true) {
                 connection.keep();
             }
             result
@@ -152,11 +149,6 @@ impl PgStore {
             Ok(result) => result,
             Err(silent) => Err(Error::Io(silent.into())),
         }
-    }
-
-    /// A statement that got no lock has ended, and no transaction is left of it.
-    pub(super) fn has_ended(&self, error: &Error) -> bool {
-        self.pooled_begin.is_none() && is_locked(error)
     }
 
     /// sqlx prepares a statement and executes it in two steps. A transaction pooler may send the
@@ -205,7 +197,8 @@ impl PgStore {
     }
 }
 
-/// `lock_not_available` in PostgreSQL's table of error codes.
+/// `lock_not_available` in PostgreSQL's table of error codes. The statement has ended, and what is left of
+/// its transaction is rolled back with the next that the connection is asked.
 pub(super) fn is_locked(error: &Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.as_deref() == Some("55P03")

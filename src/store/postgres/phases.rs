@@ -4,7 +4,7 @@ use sqlx::{Executor, PgConnection, Postgres, Row as _, Transaction};
 
 use super::PgStore;
 use super::held::identity;
-use super::transaction::{COMMIT, is_certain, refused, settings};
+use super::transaction::{COMMIT, is_certain, mark, refused, settings};
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::RecordId;
@@ -56,7 +56,7 @@ pub type Phases = crate::store::Phases<PgStore>;
 /// grows, so its length says whether it is what the phase began with.
 const SAVE: &str = "
 with attempt as (
-    select current_setting('idempotency.attempt', true) = $2::text as is_open
+    select current_setting('idempotency.attempt', true) = $6 as is_open
 ), record as (
     update idempotency.record set progress = $4, refs = coalesce($5, refs)
     from attempt
@@ -157,6 +157,7 @@ async fn save(
         .bind(step.before.version())
         .bind(step.after.to_json())
         .bind(step.references.to_json())
+        .bind(mark(claim.token))
         .fetch_one(connection)
         .await
         .map_err(refused)?;

@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,12 +12,14 @@ use sqlx::{
     AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
     SqlSafeStr, Transaction,
 };
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::handover::{Chained, Handover};
 use super::types::PgUuid;
 use super::{PgStore, PgStoreBuilder};
+use crate::digest::Fields;
 use crate::identity::Identity;
 use crate::store::lent::{self, RETURN_TIMEOUT};
 use crate::store::protocol::{Records, State};
@@ -50,7 +53,7 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 const RECORD: &str = "
 with attempt as (
     select clock_timestamp() as now,
-        current_setting('idempotency.attempt', true) = $6::text as is_open
+        current_setting('idempotency.attempt', true) = $13 as is_open
 ), record as (
     insert into idempotency.record (
         id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
@@ -73,6 +76,9 @@ pub(super) const COMMIT: &str = "commit and chain";
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
 /// in what is left of the transaction.
 const ROLLBACK: &str = "rollback and chain";
+
+/// What `and chain` does, where nothing was ended.
+const CHAIN: &str = "start transaction";
 
 const UNDO: &str = "rollback to savepoint idempotency_handler";
 
@@ -120,6 +126,8 @@ pub(super) struct Transactions {
     /// How long one may take to begin.
     patience: Duration,
     handover: Handover,
+    /// Whoever is left to open a connection after its caller.
+    opening: Arc<Semaphore>,
 }
 
 impl Transactions {
@@ -130,6 +138,7 @@ impl Transactions {
             kind,
             patience,
             handover: Handover::default(),
+            opening: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -140,24 +149,27 @@ impl Transactions {
         begin: String,
     ) -> Result<Transaction<'static, Postgres>, Error> {
         let transactions = self.clone();
+        let (caller, gone) = oneshot::channel::<Infallible>();
         let begun = tokio::spawn(async move {
             let pool = transactions.pool().clone();
-            let mut begun = pin!(transactions.begin_on_any(&pool, begin));
+            let mut begun = pin!(transactions.begin_on_any(&pool, begin, gone));
             if let Ok(begun) = timeout(transactions.patience, &mut begun).await {
                 return begun;
             }
             transactions.replace(&pool);
             begun.await
         });
-        begun
-            .await
-            .unwrap_or_else(|error| Err(Error::Io(io::Error::other(error))))
+        let begun = begun.await;
+        drop(caller);
+        begun.unwrap_or_else(|error| Err(Error::Io(io::Error::other(error))))
     }
 
+    /// Whoever does not wait any more gets no connection: it would only hold up who does.
     async fn begin_on_any(
         &self,
         pool: &PgPool,
         begin: String,
+        gone: oneshot::Receiver<Infallible>,
     ) -> Result<Transaction<'static, Postgres>, Error> {
         let next = async {
             match self.kind {
@@ -165,13 +177,36 @@ impl Transactions {
                 Kind::Pooled | Kind::Shared => std::future::pending().await,
             }
         };
+        let mut acquired = Box::pin(acquire(pool.clone()));
         tokio::select! {
             biased;
-            Ok(chained) = next => self.begin_after(chained, &begin).await,
-            connection = acquire(pool) => {
+            Ok(chained) = next => {
+                self.complete(acquired);
+                self.begin_after(chained, &begin).await
+            }
+            connection = &mut acquired => {
                 let begin = AssertSqlSafe(begin).into_sql_str();
                 Transaction::begin(connection?, Some(begin)).await
             }
+            _ = gone => {
+                self.complete(acquired);
+                Err(Error::PoolTimedOut)
+            }
+        }
+    }
+
+    /// A connection that is being opened is opened, and goes to its pool. Given up for each that is handed
+    /// over, none would ever be, and a pool that is always in use would not recover those it has lost.
+    fn complete(
+        &self,
+        acquired: impl Future<Output = Result<PoolConnection<Postgres>, Error>> + Send + 'static,
+    ) {
+        // One at a time is enough: it is the first in the queue of its pool, or soon will be.
+        if let Ok(turn) = self.opening.clone().try_acquire_owned() {
+            tokio::spawn(async move {
+                drop(acquired.await);
+                drop(turn);
+            });
         }
     }
 
@@ -188,7 +223,8 @@ impl Transactions {
                 if matches!(code(&refused).as_deref(), Some(LOCKED | RECORDED)) {
                     let transactions = self.clone();
                     tokio::spawn(async move {
-                        if (&mut *chained).execute("begin").await.is_ok() {
+                        let begun = timeout(RETURN_TIMEOUT, (&mut *chained).execute(CHAIN));
+                        if matches!(begun.await, Ok(Ok(_))) {
                             transactions.end(chained);
                         }
                     });
@@ -257,11 +293,10 @@ fn is_full(pool: &PgPool) -> bool {
 
 /// A new connection is opened in a task of its own, and goes to its pool where the caller has got another
 /// meanwhile.
-async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Error> {
-    if pool.num_idle() > 0 || is_full(pool) {
+async fn acquire(pool: PgPool) -> Result<PoolConnection<Postgres>, Error> {
+    if pool.num_idle() > 0 || is_full(&pool) {
         return pool.acquire().await;
     }
-    let pool = pool.clone();
     let opened = tokio::spawn(async move { pool.acquire().await });
     opened.await.map_err(|_panic| Error::WorkerCrashed)?
 }
@@ -334,9 +369,17 @@ fn writes(pgbouncer: bool) -> String {
 
 /// The last arguments of `idempotency.enter` and `idempotency.mark`.
 fn attempt(token: Token, limit: Duration) -> String {
-    let token = Uuid::from_bytes(*token.as_bytes());
-    let limit = limit.as_millis().clamp(1, i32::MAX as u128);
-    format!("'{token}', {limit}")
+    let (mark, limit) = (mark(token), limit.as_millis().clamp(1, i32::MAX as u128));
+    format!("'{mark}', {limit}")
+}
+
+/// What tells the transaction of an attempt from others. Not its token: it is in the text of a statement,
+/// which is logged where it is slow.
+pub(super) fn mark(token: Token) -> String {
+    let digest = Fields::new("mark").push(token.as_bytes()).finish();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Uuid::from_bytes(bytes).to_string()
 }
 
 /// Not of the id, which is partly the client's to choose.
@@ -453,6 +496,7 @@ async fn record(
         .bind(request.ttl.as_secs_f64())
         .bind(entry.completion.references.to_json())
         .bind((!entry.held).then(|| entry.completion.answer.encode()))
+        .bind(mark(request.token))
         .fetch_one(connection)
         .await
         .map_err(refused)?;
@@ -479,11 +523,14 @@ pub(super) fn refused(error: Error) -> CommitError {
 }
 
 /// A server that reports an `ERROR` has not committed: once the commit is written, only `FATAL` and
-/// `PANIC` are left to it, and a cancelled statement, whose log line may be cancelled after the commit.
+/// `PANIC` are left to it, a cancelled statement, whose log line may be cancelled after the commit, and one
+/// whose memory does not suffice for the transaction that is chained to it.
 pub(super) fn is_certain(error: &Error) -> bool {
     let error = error.as_database_error();
     let error = error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    error.is_some_and(|error| error.severity() == PgSeverity::Error && error.code() != "57014")
+    error.is_some_and(|error| {
+        error.severity() == PgSeverity::Error && !matches!(error.code(), "57014" | "53200")
+    })
 }
 
 fn code(error: &Error) -> Option<Cow<'_, str>> {

@@ -243,7 +243,9 @@ impl Request for Complete {
     }
 
     async fn together(done: &[&Self], line: &mut Line) -> Result<Vec<Option<bool>>, Error> {
-        if let [one] = done {
+        if let [one] = done
+            && !line.is_wary()
+        {
             let done = line.run(update(one)).await?;
             return Ok(vec![Some(line.store().ended(one.id(), &done))]);
         }
@@ -278,7 +280,9 @@ impl Request for Delete {
     }
 
     async fn together(claims: &[&Self], line: &mut Line) -> Result<Vec<Option<bool>>, Error> {
-        if let [Self(claim)] = claims {
+        if let [Self(claim)] = claims
+            && !line.is_wary()
+        {
             let done = line.run(delete(claim)).await?;
             return Ok(vec![Some(line.store().ended(claim.identity.id(), &done))]);
         }

@@ -129,19 +129,21 @@ impl Group {
             return job.answer(Err(StoreError::unavailable("the store is closed")));
         }
         R::queue(&mut state.queues).push_back(job);
-        self.call(state);
+        let writes = state.queues.writes();
+        self.call(state, writes);
     }
 
     /// A writer is held up: another one takes what is queued behind it.
     fn help(self: &Arc<Self>) {
         let state = self.lock();
         if !state.queues.is_empty() {
-            self.call(state);
+            let writes = state.queues.writes();
+            self.call(state, writes);
         }
     }
 
-    fn call(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
-        let (writes, lookups) = (state.queues.writes(), state.queues.selections.len());
+    fn call(self: &Arc<Self>, mut state: MutexGuard<'_, State>, writes: usize) {
+        let lookups = state.queues.selections.len();
         let started = state.writers.call(writes, lookups);
         drop(state);
         if let Some(started) = started {

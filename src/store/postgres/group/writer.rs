@@ -34,7 +34,8 @@ const SLOW_COMMIT: Duration = Duration::from_millis(1);
 const OF_EACH: Duration = Duration::from_micros(20);
 
 /// How often a writer lets everybody else run before it commits again, where a commit costs more than what
-/// travels in it. Whoever was just answered soon asks for more, and comes along, rather than after it.
+/// travels in it. Whoever was just answered soon asks for more, and comes along, rather than after it. Where
+/// the others keep the runtime for longer than the round took, it does not wait for more of them.
 const FOLLOWING: usize = 4;
 
 /// Lookups that wait for their own writer beside one that commits: they need no disk.
@@ -219,7 +220,7 @@ impl Line {
 
     /// A statement that got no lock has ended; after any other error it may still be under way.
     pub(super) fn is_usable_after(&self, error: &Error) -> bool {
-        self.store.has_ended(error)
+        is_locked(error)
     }
 }
 
@@ -265,8 +266,11 @@ impl AtWork {
             if let Some(round) = self.take() {
                 return Some(round);
             }
+            if self.is_closed() {
+                return None;
+            }
             let woken = timeout(LINGER, self.wake.notified()).await;
-            if woken.is_err() && self.leave() || self.is_closed() {
+            if woken.is_err() && self.leave() {
                 return None;
             }
             // Whoever comes at the same moment comes along.
@@ -282,6 +286,10 @@ impl AtWork {
             None => Doing::Nothing,
         };
         state.writers.is_doing(self.name, doing);
+        // What is left of what there is to write did not fit.
+        if doing != Doing::Nothing && state.queues.writes() > 0 {
+            self.group.call(state, MAX_BATCH);
+        }
         round
     }
 
@@ -330,9 +338,11 @@ impl AtWork {
             tracing::warn!(error = cause, "a writer lost its connection");
             return None;
         }
-        let is_dear = group.lock().writers.commits.note(began.elapsed(), size);
+        let took = began.elapsed();
+        let is_dear = group.lock().writers.commits.note(took, size);
         if is_dear {
-            for _ in 0..FOLLOWING {
+            let mut turns = 0..FOLLOWING;
+            while turns.next().is_some() && began.elapsed() < took * 2 {
                 tokio::task::yield_now().await;
             }
         }
