@@ -82,6 +82,40 @@ impl<'a> Left<'a> {
     }
 }
 
+/// The tests of some rows, built, by the names of their targets.
+fn targets(rows: &[&Row]) -> io::Result<BTreeMap<String, Target>> {
+    let mut names: Vec<_> = rows.iter().flat_map(|row| row.tests).collect();
+    let target = |tests: &'static str| tests.split(':').next().unwrap_or(tests);
+    names.sort_unstable();
+    // Where none is named, cargo builds them all.
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args([
+        "test",
+        "--no-run",
+        // As `./scripts/test` builds it: what it has built is used.
+        "--workspace",
+        "--all-features",
+        "--message-format=json-render-diagnostics",
+    ]);
+    for name in names {
+        cargo.args(["--test", target(name)]);
+    }
+    let mut child = cargo.stdout(Stdio::piped()).spawn()?;
+    let mut targets = BTreeMap::new();
+    for line in BufReader::new(child.stdout.take().expect("it is piped")).lines() {
+        if let Some((name, target)) = built(&line?)? {
+            targets.insert(name, target);
+        }
+    }
+    if !child.wait()?.success() {
+        return Err(io::Error::other("the tests cannot be built"));
+    }
+    Ok(targets)
+}
+
 impl Runner {
     /// Builds the tests of some rows.
     ///
@@ -89,34 +123,9 @@ impl Runner {
     ///
     /// When they cannot be built or listed.
     pub fn build(rows: &[&Row], logs: PathBuf, is_full: bool) -> io::Result<Self> {
-        let mut names: Vec<_> = rows.iter().flat_map(|row| row.tests).collect();
-        let target = |tests: &'static str| tests.split(':').next().unwrap_or(tests);
-        names.sort_unstable();
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        cargo.args([
-            "test",
-            "--no-run",
-            // As `./scripts/test` builds it: what it has built is used.
-            "--workspace",
-            "--all-features",
-            "--message-format=json-render-diagnostics",
-        ]);
-        for name in names {
-            cargo.args(["--test", target(name)]);
-        }
-        let mut child = cargo.stdout(Stdio::piped()).spawn()?;
-        let mut targets = BTreeMap::new();
-        for line in BufReader::new(child.stdout.take().expect("it is piped")).lines() {
-            if let Some((name, target)) = built(&line?)? {
-                targets.insert(name, target);
-            }
-        }
-        if !child.wait()?.success() {
-            return Err(io::Error::other("the tests cannot be built"));
-        }
         std::fs::create_dir_all(&logs)?;
         Ok(Self {
-            targets,
+            targets: targets(rows)?,
             // The tests run elsewhere.
             logs: logs.canonicalize()?,
             is_full,
