@@ -450,7 +450,7 @@ async fn x8_many_other_payloads_make_no_chain_of_a_slow_store(backend: impl Back
     let first = Site::orders(&backend.layer(), runs.handler()).await;
     first.order("a").await.assert_run(1);
     let (store, layer) = backend.flaky(policy());
-    let layer = layer.with_store_timeout(Duration::from_secs(1)).unwrap();
+    let layer = layer.with_store_timeout(Duration::from_secs(5)).unwrap();
     let site = Site::orders(&layer, runs.handler()).await;
     let late = Duration::from_millis(400);
     store.claims(Fault::AnswerLate(late));
