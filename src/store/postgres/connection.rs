@@ -198,7 +198,8 @@ impl PgStore {
 }
 
 /// `lock_not_available` in PostgreSQL's table of error codes. The statement has ended, and what is left of
-/// its transaction is rolled back with the next that the connection is asked.
+/// its transaction is rolled back with the next that the connection is asked; after any other error it may
+/// still be under way.
 pub(super) fn is_locked(error: &Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.as_deref() == Some("55P03")

@@ -259,7 +259,7 @@ impl PgStoreBuilder {
         let pooled_begin = self.pgbouncer.then(|| connection::pooled_begin(&self));
         let patience = connection::patience(self.statement_timeout);
         let (pool, transactions) = if self.share_pool {
-            (self.pool.clone(), self.pool.clone())
+            (self.pool.clone(), self.pool)
         } else {
             (connection::own_pool(&self), transaction::own_pool(&self))
         };

@@ -14,6 +14,7 @@ use super::writer::Line;
 use crate::identity::{Identity, RecordId};
 use crate::store::postgres::PgStore;
 use crate::store::postgres::claim::{insert, inserted, read, records, select};
+use crate::store::postgres::connection::is_locked;
 use crate::store::postgres::settle::{delete, update};
 use crate::store::postgres::types::PgUuid;
 use crate::store::protocol::{Inserted, Row};
@@ -254,9 +255,7 @@ impl Request for Complete {
             line.run(update(UPDATE_UNLOCKED)).await?
         } else {
             match line.run(update(UPDATE_COMPLETED)).await {
-                Err(error) if line.is_usable_after(&error) => {
-                    line.run(update(UPDATE_UNLOCKED)).await?
-                }
+                Err(error) if is_locked(&error) => line.run(update(UPDATE_UNLOCKED)).await?,
                 changed => changed?,
             }
         };

@@ -11,6 +11,7 @@ use super::writer::Line;
 use crate::identity::RecordId;
 use crate::store::StoreError;
 use crate::store::postgres::PgStore;
+use crate::store::postgres::connection::is_locked;
 
 /// The most of one kind that travel together: more make a statement slower than they save.
 pub(super) const MAX_BATCH: usize = 128;
@@ -252,7 +253,7 @@ async fn send_both(
             distribute(insertions, inserted, alone);
             None
         }
-        Err(error) if line.is_usable_after(&error) => {
+        Err(error) if is_locked(&error) => {
             let broken = send(completions, line, alone, None).await;
             if was_wary {
                 // The claims are to blame: what was completed was passed over where it is locked.
@@ -291,7 +292,7 @@ async fn send<R: Request>(
         Err(error) => {
             let error = Arc::new(error);
             fail(jobs, &error, alone);
-            (!line.is_usable_after(&error)).then_some(error)
+            (!is_locked(&error)).then_some(error)
         }
     }
 }

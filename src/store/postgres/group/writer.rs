@@ -85,8 +85,8 @@ impl Default for Commits {
 }
 
 impl Commits {
-    /// Of a round. One that only reads commits nothing.
-    /// Says whether a commit costs more than what has travelled in it.
+    /// Of a round: whether its commit costs more than what has travelled in it. One that only reads commits
+    /// nothing.
     fn note(&mut self, took: Duration, size: Size) -> bool {
         if size.commits == 0 {
             return false;
@@ -216,11 +216,6 @@ impl Line {
 
     pub(super) fn store(&self) -> &PgStore {
         &self.store
-    }
-
-    /// A statement that got no lock has ended; after any other error it may still be under way.
-    pub(super) fn is_usable_after(&self, error: &Error) -> bool {
-        is_locked(error)
     }
 }
 
