@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use crate::error::ConfigError;
 use crate::store::{Store, Swept};
 
-/// A sleep may be a millisecond longer than it should be: shorter pauses are added up.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+/// Shorter pauses are added up: a sleep ends with a tick of the timer.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Deletes records whose retention is over, and holds lost attempts that nobody retries, in bounded
 /// batches: a task that the application spawns.
@@ -29,13 +29,13 @@ pub struct Sweeper<S> {
 }
 
 impl<S: Store> Sweeper<S> {
-    /// A sweeper of `store`: batches of 1,000, every minute.
+    /// A sweeper of `store`: batches of 500, every minute.
     #[must_use]
     pub fn new(store: S) -> Self {
         Self {
             store,
             interval: Duration::from_secs(60),
-            batch: 1000,
+            batch: 500,
         }
     }
 
@@ -60,7 +60,7 @@ impl<S: Store> Sweeper<S> {
         Ok(self)
     }
 
-    /// The most records one statement deletes. Default: 1,000: more hold up other work for longer.
+    /// The most records one statement deletes. Default: 500: more hold up other work for longer.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ impl<S: Store> Sweeper<S> {
     /// ```
     pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
         let mut total = Swept::default();
-        let mut owed = Duration::ZERO;
+        let (mut owed, mut paused) = (Duration::ZERO, Duration::ZERO);
         loop {
             let began = Instant::now();
             let swept = self.store.delete_expired(self.batch).await?;
@@ -148,9 +148,11 @@ impl<S: Store> Sweeper<S> {
                 return Ok(total);
             }
             owed += self.store.pause_after_sweep(began.elapsed());
-            if owed >= SHORTEST_PAUSE {
-                tokio::time::sleep(owed).await;
-                owed = Duration::ZERO;
+            let pause = owed.saturating_sub(paused);
+            if pause >= SHORTEST_PAUSE {
+                let began = Instant::now();
+                tokio::time::sleep(pause).await;
+                paused += began.elapsed();
             } else {
                 tokio::task::yield_now().await;
             }

@@ -7,7 +7,9 @@ use super::claim::Grant;
 use super::follow::{Ask, Asked};
 use crate::policy::Lost;
 use crate::running::IN_PROGRESS;
-use crate::store::{Begun, ClaimRequest, Claimed, Existing, StoreError, Token, TransactionalStore};
+use crate::store::{
+    Begun, ClaimRequest, Claimed, Existing, StoreError, StoreErrorKind, Token, TransactionalStore,
+};
 
 /// How an operation enters.
 pub(super) enum Way<T> {
@@ -94,9 +96,15 @@ impl<S: TransactionalStore> Opening<'_, S> {
         };
         match exchange.try_claim(&claim, &mut unheard).await? {
             Claimed::Acquired(claim) => {
-                let released = exchange.until_timeout(|| store.release(&claim)).await;
-                released.inspect_err(|_| exchange.withdraw(claim.clone()))?;
-                Ok(None)
+                match exchange.until_timeout(|| store.release(&claim)).await {
+                    Ok(()) => Ok(None),
+                    // Its lease ended meanwhile, and somebody else has the record.
+                    Err(error) if error.kind() == StoreErrorKind::ClaimLost => Ok(None),
+                    Err(error) => {
+                        exchange.withdraw(claim);
+                        Err(error)
+                    }
+                }
             }
             Claimed::Abandoned(claim) => {
                 let grant = Grant {

@@ -363,7 +363,7 @@ impl Store for PgStore {
 
     /// No other writer wants what a sweep deletes; they only share the machine with it.
     fn pause_after_sweep(&self, batch: Duration) -> Duration {
-        batch / 4
+        batch / 2
     }
 
     async fn wait_for_change(&self, identity: &Identity, limit: Duration) {

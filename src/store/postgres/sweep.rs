@@ -49,34 +49,14 @@ impl Sweeping {
 }
 
 impl PgStore {
-    /// Less than `limit` are swept only where nothing else is to be: what has come into the way that
-    /// lies behind, or was locked there, is looked for once more.
+    /// Less than `limit` are swept only where the walk is at its end. The next one begins anew, and finds
+    /// what was locked, or has come into the way, behind this one.
     pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
         let from = self.sweeping.until().take();
-        let (mut swept, mut until) = self.sweep_from(from, limit).await?;
-        let left = u64::from(limit).saturating_sub(swept.deleted + swept.held);
-        if from.is_some() && left > 0 {
-            let left = u32::try_from(left).unwrap_or(limit);
-            let (behind, behind_until) = self.sweep_from(None, left).await?;
-            swept.deleted += behind.deleted;
-            swept.held += behind.held;
-            until = behind_until;
-        }
-        if swept.deleted + swept.held >= u64::from(limit) {
-            *self.sweeping.until() = until;
-        }
-        Ok(swept)
-    }
-
-    async fn sweep_from(
-        &self,
-        from: Option<i64>,
-        limit: u32,
-    ) -> Result<(Swept, Option<i64>), StoreError> {
         let query = sqlx::query(SWEEP).bind(i64::from(limit)).bind(from);
         let done = self.run(query).await?;
         let Some(row) = done.rows.first() else {
-            return Ok((Swept::default(), None));
+            return Ok(Swept::default());
         };
         let count = |column| {
             let count: i64 = row.try_get(column).map_err(error)?;
@@ -86,6 +66,9 @@ impl PgStore {
             deleted: count("deleted")?,
             held: count("held")?,
         };
-        Ok((swept, row.try_get("until").map_err(error)?))
+        if swept.deleted + swept.held >= u64::from(limit) {
+            *self.sweeping.until() = row.try_get("until").map_err(error)?;
+        }
+        Ok(swept)
     }
 }

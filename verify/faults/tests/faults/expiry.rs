@@ -20,6 +20,7 @@ use crate::{SUBJECT, assert_code, assert_replays, on_every_store, warm};
 const CLAIM: &str = "insert into idempotency.record";
 const LOOKUP: &str = "from idempotency.record where id = $1";
 const BEGIN: &str = "select idempotency.enter(";
+const RELEASE: &str = "delete from idempotency.record";
 
 on_every_store! {
     e01_a_replay_that_is_half_sent_at_its_expiry_ends_as_it_began,
@@ -94,7 +95,8 @@ async fn e01_transactional_retries_across_expiries_get_one_answer_or_the_next_an
 }
 
 async fn across_expiries(database: &Database, transactional: bool) {
-    let settings = settings(database, transactional);
+    // No attempt is to be lost here, however busy the machine is.
+    let settings = settings(database, transactional).with(|s| s.lease = Some(1200));
     let subjects = [start(&settings).await, start(&settings).await];
     let pay = Pay::new("size=20000");
     let sweepers = database.sweepers(1, 100);
@@ -229,6 +231,33 @@ async fn e02_a_record_swept_when_a_transaction_has_met_it_is_executed_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e02_a_record_swept_before_the_claim_that_clears_it_is_executed_anew() {
     swept_while_held(true, request(CLAIM), true).await;
+}
+
+/// What clears an answer away that is over is slower than its lease.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e02_an_answer_that_others_clear_away_meanwhile_is_theirs_to_replace() {
+    let database = Database::postgres().await;
+    let proxy = Proxy::start(&database.url).await;
+    let settings = settings(&database, true);
+    let behind = settings.clone().with(|s| s.store = proxy.url().to_owned());
+    let (subject, other) = (start(&behind).await, start(&settings).await);
+    let pay = Pay::new("");
+    assert_eq!(pay.send(subject.port).await.unwrap().status, 201);
+    database.has_expired(&pay.key).await;
+    let held = proxy.on(request(RELEASE)).does(Action::Hold);
+    let slow = tokio::spawn({
+        let (pay, port) = (pay.clone(), subject.port);
+        async move { pay.send(port).await.unwrap() }
+    });
+    held.has_fired(1).await;
+    let second = until("the lease of what clears to end", async || {
+        let answer = pay.send(other.port).await.unwrap();
+        (answer.status == 201).then_some(answer)
+    })
+    .await;
+    held.release();
+    assert_replays(&slow.await.unwrap(), &second);
+    assert_eq!(database.runs(&pay.key).await.len(), 2);
 }
 
 async fn e03_ten_sweepers_delete_what_is_over_and_no_live_lost_or_held_record(database: Database) {
