@@ -66,7 +66,7 @@ pub const ROWS: &[Row] = &[
     row("D20", "host vanishes between the handler's write and COMMIT", "the proxy blackholes the connection", "lock freed within the execution limit; rolled back; retry runs; I-1,2,5"),
     row("D21", "host vanishes between the record's insert and COMMIT", "the proxy blackholes", "the same; the waiting duplicate is bounded; I-1,2,5"),
     // E. Expiry and clocks
-    row("E01", "record expires while being replayed", "1.5 s retention", "old reply or fresh execution, never mixture; I-3").repeated(3, 60, "expiries"),
+    row("E01", "record expires while being replayed", "1.5 s or 2.4 s of retention", "old reply or fresh execution, never mixture; I-3").repeated(3, 60, "expiries"),
     row("E02", "sweeper deletes between INSERT and SELECT", "the proxy holds the claim there", "loop; truthful outcome"),
     row("E03", "sweeper vs in-progress/ambiguous keys", "10 sweepers", "never deletes a live lease; I-1"),
     row("E04", "app clock ±1 h", "libfaketime", "decisions unchanged (DB clock); I-6"),

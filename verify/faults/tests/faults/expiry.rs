@@ -96,7 +96,10 @@ async fn e01_transactional_retries_across_expiries_get_one_answer_or_the_next_an
 
 async fn across_expiries(database: &Database, transactional: bool) {
     // No attempt is to be lost here, however busy the machine is.
-    let settings = settings(database, transactional).with(|s| s.lease = Some(1200));
+    let settings = settings(database, transactional).with(|s| {
+        s.ttl = Some(2400);
+        s.lease = Some(1200);
+    });
     let subjects = [start(&settings).await, start(&settings).await];
     let pay = Pay::new("size=20000");
     let sweepers = database.sweepers(1, 100);
