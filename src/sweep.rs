@@ -108,8 +108,8 @@ impl<S: Store> Sweeper<S> {
         }
     }
 
-    /// Sweeps batch by batch until nothing is left, with pauses in between that are as long as the
-    /// store [asks for](Store::pause_after_sweep).
+    /// Sweeps batch by batch until one is not full, with pauses in between that are as long as the
+    /// store [asks for](Store::pause_after_sweep). What somebody had locked is left to the next sweep.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ impl<S: Store> Sweeper<S> {
     /// ```
     pub async fn sweep(&self) -> Result<Swept, crate::StoreError> {
         let mut total = Swept::default();
-        let (mut owed, mut paused) = (Duration::ZERO, Duration::ZERO);
+        let mut pauses = Pauses::default();
         loop {
             let began = Instant::now();
             let swept = self.store.delete_expired(self.batch).await?;
@@ -147,15 +147,65 @@ impl<S: Store> Sweeper<S> {
             if swept.deleted + swept.held < u64::from(self.batch) {
                 return Ok(total);
             }
-            owed += self.store.pause_after_sweep(began.elapsed());
-            let pause = owed.saturating_sub(paused);
-            if pause >= SHORTEST_PAUSE {
-                let began = Instant::now();
-                tokio::time::sleep(pause).await;
-                paused += began.elapsed();
-            } else {
+            let Some(pause) = pauses.due(self.store.pause_after_sweep(began.elapsed())) else {
                 tokio::task::yield_now().await;
-            }
+                continue;
+            };
+            let began = Instant::now();
+            tokio::time::sleep(pause).await;
+            pauses.took(pause, began.elapsed());
         }
+    }
+}
+
+/// What pauses of a sweep are owed, and were taken.
+#[derive(Debug, Default)]
+struct Pauses {
+    owed: Duration,
+    taken: Duration,
+}
+
+impl Pauses {
+    /// How long to pause after one more batch, if it is worth it.
+    fn due(&mut self, pause: Duration) -> Option<Duration> {
+        self.owed += pause;
+        let due = self.owed.saturating_sub(self.taken);
+        (due >= SHORTEST_PAUSE).then_some(due)
+    }
+
+    /// What a tick of the timer adds to a pause counts; what a stall adds is no leave to go without pauses.
+    fn took(&mut self, pause: Duration, took: Duration) {
+        self.taken += took.min(pause * 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Pauses;
+
+    const fn micros(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    #[test]
+    fn short_pauses_add_up() {
+        let mut pauses = Pauses::default();
+        assert_eq!(pauses.due(micros(400)), None);
+        assert_eq!(pauses.due(micros(400)), None);
+        assert_eq!(pauses.due(micros(400)), Some(micros(1200)));
+    }
+
+    #[test]
+    fn a_pause_that_was_too_long_is_made_up_for_but_a_stall_is_not() {
+        let mut pauses = Pauses::default();
+        assert_eq!(pauses.due(micros(1500)), Some(micros(1500)));
+        pauses.took(micros(1500), micros(2000));
+        assert_eq!(pauses.due(micros(1400)), None);
+        assert_eq!(pauses.due(micros(200)), Some(micros(1100)));
+        pauses.took(micros(1100), Duration::from_secs(30));
+        assert_eq!(pauses.due(micros(2000)), None);
+        assert_eq!(pauses.due(micros(200)), Some(micros(1100)));
     }
 }

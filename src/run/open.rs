@@ -96,15 +96,14 @@ impl<S: TransactionalStore> Opening<'_, S> {
         };
         match exchange.try_claim(&claim, &mut unheard).await? {
             Claimed::Acquired(claim) => {
-                match exchange.until_timeout(|| store.release(&claim)).await {
-                    Ok(()) => Ok(None),
-                    // Its lease ended meanwhile, and somebody else has the record.
-                    Err(error) if error.kind() == StoreErrorKind::ClaimLost => Ok(None),
-                    Err(error) => {
-                        exchange.withdraw(claim);
-                        Err(error)
-                    }
+                let released = exchange.until_timeout(|| store.release(&claim)).await;
+                // Or its lease ended meanwhile, and somebody else has the record.
+                let is_over = |error: &StoreError| error.kind() == StoreErrorKind::ClaimLost;
+                let failed = released.err().filter(|error| !is_over(error));
+                if unheard || failed.is_some() {
+                    exchange.withdraw(claim);
                 }
+                failed.map_or(Ok(None), Err)
             }
             Claimed::Abandoned(claim) => {
                 let grant = Grant {

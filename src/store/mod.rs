@@ -277,8 +277,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<RecordSummary>, StoreError>> + Send;
 
     /// Deletes at most `limit` records whose retention is over and that nobody runs, and holds at
-    /// most `limit` lost attempts whose policy says so. Fewer end a round of a
-    /// [`Sweeper`](crate::Sweeper): what somebody had locked is left to the next one.
+    /// most `limit` lost attempts whose policy says so. Fewer than `limit` of
+    /// both together end a sweep: what somebody had locked is left to the next one.
     fn delete_expired(&self, limit: u32) -> impl Future<Output = Result<Swept, StoreError>> + Send;
 
     /// How long a [`Sweeper`](crate::Sweeper) leaves the store alone after a batch that took so long.

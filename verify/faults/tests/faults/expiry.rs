@@ -243,7 +243,8 @@ async fn e02_an_answer_that_others_clear_away_meanwhile_is_theirs_to_replace() {
     let proxy = Proxy::start(&database.url).await;
     let settings = settings(&database, true);
     let behind = settings.clone().with(|s| s.store = proxy.url().to_owned());
-    let (subject, other) = (start(&behind).await, start(&settings).await);
+    let kept = settings.with(|s| s.ttl = Some(30_000));
+    let (subject, other) = (start(&behind).await, start(&kept).await);
     let pay = Pay::new("");
     assert_eq!(pay.send(subject.port).await.unwrap().status, 201);
     database.has_expired(&pay.key).await;

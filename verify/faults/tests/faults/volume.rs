@@ -14,7 +14,7 @@ on_every_store! {
     e06_claims_go_on_while_very_many_records_are_swept_beside_a_long_reader,
 }
 
-const BATCH: u32 = 1000;
+const BATCH: u32 = 500;
 
 /// No request may take longer: an order of magnitude more than the slowest seen on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -129,7 +129,7 @@ async fn e06_claims_go_on_while_very_many_records_are_swept_beside_a_long_reader
             slowest = slowest.max(asked.elapsed());
             sent += 1;
         }
-        // What is deleted beside a reader stays where it is, and each batch passes over it anew: so
+        // What is deleted beside a reader stays where it is, and on SQLite each batch passes over it anew: so
         // much of that as there is in a day of many requests.
         let Some(reading) = &mut reader else { continue };
         let swept = rows + sent - count(&database).await;
