@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{RUNS, Row};
 
@@ -252,7 +252,13 @@ impl Runner {
             thread::sleep(Duration::from_millis(20));
         };
         let faults = faults(&fired, row)?;
-        let wrong = |what: &str| Ok(Err(format!("{}: {what}; see {}", job.test, log.display())));
+        let wrong = |what: &str| {
+            // The next run of it writes another.
+            let seconds = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+            let kept = log.with_extension(format!("{}.log", seconds.as_secs()));
+            std::fs::rename(&log, &kept)?;
+            Ok(Err(format!("{}: {what}; see {}", job.test, kept.display())))
+        };
         if !status.success() {
             return wrong(&format!("failed ({status})"));
         }
