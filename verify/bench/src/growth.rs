@@ -64,13 +64,13 @@ const KEPT: Age = Age {
 
 const TIDY: &str = "vacuum (analyze) idempotency.record";
 
-/// What was loaded is on the disk before anything is measured.
-const SETTLE: &str = "checkpoint";
-
 /// The same, where the others look.
 const COPY: &str = "insert into peer.record select * from idempotency.record";
 
 const TIDY_COPY: &str = "vacuum (analyze) peer.record";
+
+/// What was loaded is on the disk before anything is measured.
+const SETTLE: &str = "checkpoint";
 
 const EMPTY: &str = "truncate idempotency.record, peer.record";
 
