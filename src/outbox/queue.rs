@@ -22,6 +22,10 @@ use crate::store::postgres::PgUuid;
 /// first unsent row of each alone: a partition that is blocked, paused or claimed costs one step,
 /// however long it is. A row that changed since the snapshot is judged anew once it is locked. What
 /// was the head in the snapshot is no longer one only if it was sent meanwhile, and then it fails.
+///
+/// Once its id is known, a message is found by it alone, whatever the planner believes of the table:
+/// joined by `any (array[id])`, as `store/postgres/group/batch.rs` says, and told to be pending by
+/// `finished_at`, since the state is the condition of an index that would be walked instead.
 const CLAIM: &str = "
 with recursive head as (
     (select id, partition_key from idempotency.outbox
@@ -35,7 +39,7 @@ with recursive head as (
 ), due as materialized (
     select claimable.id from head cross join lateral (
         select id from idempotency.outbox
-        where outbox.id = head.id and state = 'pending' and available_at <= clock_timestamp()
+        where outbox.id = head.id and finished_at is null and available_at <= clock_timestamp()
         for no key update skip locked
     ) as claimable
     limit $2
@@ -43,7 +47,7 @@ with recursive head as (
 update idempotency.outbox set
     token = $3, attempt = attempt + 1,
     available_at = clock_timestamp() + make_interval(secs => $4)
-from due where outbox.id = due.id
+from due where outbox.id = any (array[due.id])
 returning {columns}";
 
 /// Marks one as sent and, while its claim still keeps others out of the partition, claims the next.
@@ -66,7 +70,8 @@ with sent as (
         token = $3, attempt = attempt + 1,
         available_at = clock_timestamp() + make_interval(secs => $4)
     from next
-    where outbox.id = next.id and state = 'pending' and available_at <= clock_timestamp()
+    where outbox.id = any (array[next.id]) and finished_at is null
+        and available_at <= clock_timestamp()
     returning {columns}
 )
 select claimed.* from sent left join claimed on true";
@@ -75,13 +80,13 @@ const PAUSE: &str = "
 update idempotency.outbox set
     token = null, last_error = $3, attempt = attempt - $5,
     available_at = clock_timestamp() + make_interval(secs => $4)
-where id = $1 and token = $2 and state = 'pending'";
+where id = $1 and token = $2 and finished_at is null";
 
 const DIE: &str = "
 update idempotency.outbox set
     state = 'dead', token = null, finished_at = clock_timestamp(),
     last_error = $3
-where id = $1 and token = $2 and state = 'pending'";
+where id = $1 and token = $2 and finished_at is null";
 
 const COLUMNS: &str = "outbox.id, outbox.partition_key, aggregatetype, aggregateid, type,
     payload::text as payload, headers::text as headers, operation_id, attempt";

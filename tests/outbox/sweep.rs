@@ -1,5 +1,6 @@
 //! What is kept, and for how long.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tower_idempotency::outbox::PublishError;
@@ -111,4 +112,47 @@ async fn a_blocked_partition_costs_one_step_however_long_it_is() {
     // The analysis above is the only one to read them all.
     assert!(fixture.number(scanned).await < 20_000);
     assert!(fixture.number(fetched).await < 20_000);
+}
+
+/// The table is counted while nothing is left in it, and then there is much to send.
+#[tokio::test]
+async fn a_backlog_that_nobody_has_counted_is_not_walked_for_each_of_its_messages() {
+    const MESSAGES: i64 = 2000;
+    let fixture = Fixture::new().await;
+    filled(&fixture, "sent", "1 hour").await;
+    fixture
+        .execute(
+            "alter table idempotency.outbox set (autovacuum_enabled = off);
+            delete from idempotency.outbox;
+            analyze idempotency.outbox;
+            select pg_stat_reset()",
+        )
+        .await;
+    fixture
+        .execute(&format!(
+            "insert into idempotency.outbox
+                (id, partition_key, aggregatetype, aggregateid, type, payload, headers)
+            select gen_random_uuid(), 'p' || n % 20, 'a', 'b', 'c', '1', '{{}}'
+            from generate_series(1, {MESSAGES}) as n"
+        ))
+        .await;
+    // Every seventh comes again, after a pause.
+    let asked = AtomicU64::new(0);
+    let recorder = Recorder::answering(move |_| match asked.fetch_add(1, Relaxed) % 7 {
+        0 => Err(PublishError::retryable("not now")),
+        _ => Ok(()),
+    });
+    let relay = fixture.relay(recorder.clone()).spawn();
+    fixture.drained().await;
+    assert!(relay.shutdown(GRACE).await);
+    fixture.store.close().await;
+    let fetched = "select coalesce(sum(idx_tup_read), 0)::bigint from pg_stat_user_indexes
+        where relname = 'outbox'";
+    until("the statistics show the scans", async || {
+        fixture.number(fetched).await >= MESSAGES
+    })
+    .await;
+    let fetched = fixture.number(fetched).await;
+    // A walk for each would meet a thousand at least; what was sent lately is met beside what is next.
+    assert!(fetched < 300 * MESSAGES, "{fetched} of {MESSAGES}");
 }

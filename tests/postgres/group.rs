@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::runtime;
 use tokio::task::JoinSet;
-use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing};
+use tower_idempotency::store::{
+    Claim, ClaimRequest, Claimed, Completion, Existing, LeaseRenewal, Renewed,
+};
 use tower_idempotency::{Envelope, PgStore, References, Store, StoreError, StoreErrorKind};
 
 use super::{Fixture, acquire, backends, claim_of, completion, number, request, sql, until};
@@ -292,18 +294,29 @@ async fn more_than_the_queue_takes_waits_for_a_place() {
     assert_eq!(acquired(&claimed), 5000);
 }
 
-#[tokio::test]
-async fn a_table_that_grows_after_the_plans_were_made_is_not_read_from_end_to_end() {
+/// A table that nobody counts the records of, and no session of the store, whose plans are yet to be made.
+async fn uncounted() -> Fixture {
     let mut fixture = Fixture::new().await;
     let keep_stale = "alter table idempotency.record set (autovacuum_enabled = off)";
     sql(&fixture.pool, keep_stale).await;
     fixture.end_sessions();
-    let no_sessions = "application_name like 'tower-idempotency%'";
+    sessions_end(&fixture).await;
+    sql(&fixture.pool, "select pg_stat_reset()").await;
+    fixture
+}
+
+/// What a session did is known at the latest when it ends.
+async fn sessions_end(fixture: &Fixture) {
+    let sessions = "application_name like 'tower-idempotency%'";
     until("the sessions are over", async || {
-        backends(&fixture.pool, no_sessions).await == 0
+        backends(&fixture.pool, sessions).await == 0
     })
     .await;
-    sql(&fixture.pool, "select pg_stat_reset()").await;
+}
+
+#[tokio::test]
+async fn a_table_that_grows_after_the_plans_were_made_is_not_read_from_end_to_end() {
+    let fixture = uncounted().await;
     for round in 0..12 {
         let keys: Vec<_> = (0..10).map(|n| format!("{round}-{n}")).collect();
         let requests: Vec<_> = keys.iter().map(|key| request(key)).collect();
@@ -314,18 +327,69 @@ async fn a_table_that_grows_after_the_plans_were_made_is_not_read_from_end_to_en
         });
         futures_util::future::join_all(works).await;
     }
-    // What a session did is known at the latest when it ends.
     fixture.store.close().await;
-    until("the sessions are over", async || {
-        backends(&fixture.pool, no_sessions).await == 0
-    })
-    .await;
+    sessions_end(&fixture).await;
     let scans = "select seq_scan from pg_stat_user_tables
         where schemaname = 'idempotency' and relname = 'record'";
     assert_eq!(number(&fixture.pool, scans).await, 0);
     let found = "select idx_scan from pg_stat_user_tables
         where schemaname = 'idempotency' and relname = 'record'";
     assert!(number(&fixture.pool, found).await >= 12 * 20);
+}
+
+/// Its statistics say that nothing is in its pages, rather than that nobody has counted.
+#[tokio::test]
+async fn a_table_that_was_counted_after_all_was_swept_is_not_walked_from_end_to_end() {
+    const ROUNDS: usize = 30;
+    const AT_ONCE: usize = 20;
+    let fixture = uncounted().await;
+    let store = &fixture.store;
+    let swept = acquire(store, &request("swept")).await;
+    store.release(&swept).await.unwrap();
+    sql(&fixture.pool, "analyze idempotency.record").await;
+    let counted = "select count(*) from pg_class
+        where oid = 'idempotency.record'::regclass and reltuples = 0 and relpages > 0";
+    assert_eq!(number(&fixture.pool, counted).await, 1);
+    for round in 0..ROUNDS {
+        let requests: Vec<_> = (0..AT_ONCE)
+            .map(|n| request(&format!("{round}-{n}")))
+            .collect();
+        let claims = requests.iter().map(|request| acquire(store, request));
+        let claims = futures_util::future::join_all(claims).await;
+        let renewal = |claim: &Claim| LeaseRenewal {
+            claim: claim.clone(),
+            lease: Duration::from_secs(30),
+        };
+        let renewals: Vec<_> = claims.iter().map(renewal).collect();
+        let renewed = store.extend(&renewals).await.unwrap();
+        assert_eq!(renewed, vec![Renewed::Kept; AT_ONCE]);
+        // From the middle on, the writers lock what they write before they write it.
+        let locked = match round {
+            15 => Some(super::locks::lock(&fixture, &format!("{round}-0")).await),
+            _ => None,
+        };
+        let ends = claims.iter().enumerate().map(async |(index, claim)| {
+            if index % 4 == 3 {
+                store.release(claim).await
+            } else {
+                store.complete(claim, &completion()).await
+            }
+        });
+        let ended = futures_util::future::join_all(ends).await;
+        let refused = ended.iter().filter(|ended| ended.is_err()).count();
+        assert_eq!(refused, usize::from(locked.is_some()), "{ended:?}");
+    }
+    store.close().await;
+    sessions_end(&fixture).await;
+    // Each is looked up by the insert, renewed, ended, and locked before: four times or six.
+    let read = "select idx_tup_read from pg_stat_user_indexes
+        where schemaname = 'idempotency' and indexrelname = 'record_pkey'";
+    let read = number(&fixture.pool, read).await;
+    let records = i64::try_from(ROUNDS * AT_ONCE).unwrap();
+    assert!(
+        (records..7 * records).contains(&read),
+        "{read} of {records}"
+    );
 }
 
 #[tokio::test]

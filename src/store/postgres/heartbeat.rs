@@ -8,18 +8,19 @@ use crate::store::lent::error;
 use crate::store::{LeaseRenewal, Renewed, StoreError};
 
 /// Locks in the order of ids, and passes over what somebody else has locked: one stuck record must
-/// not let the leases of all others run out.
+/// not let the leases of all others run out. Finds each by its id, as the batches do that
+/// [`group`](super::group) sends.
 const EXTEND: &str = "
 with due as (
     select record.id, renewal.lease
     from unnest($1::uuid[], $2::uuid[], $3::float8[]) as renewal (id, token, lease)
-    join idempotency.record on record.id = renewal.id
+    join idempotency.record on record.id = any (array[renewal.id])
         and record.token = renewal.token and record.state = 'running'
-    order by record.id
+    order by renewal.id
     for no key update of record skip locked
 )
 update idempotency.record set leased_until = clock_timestamp() + make_interval(secs => due.lease)
-from due where record.id = due.id
+from due where record.id = any (array[due.id])
 returning record.id, record.token";
 
 const EXTEND_ONE: &str = "

@@ -2,6 +2,11 @@
 //! order of ids. Where somebody else has one of them locked, those that follow pass over what is. A claim
 //! may wait for a transaction that is about to make, or to end, the record of its id; where that takes
 //! long, the claims go alone.
+//!
+//! What looks records up says `record.id = any (array[done.id])`, or asks by a subquery for one value, and
+//! never `record.id = done.id`. A plan for that may as well walk the index from end to end, and look up in
+//! the batch what it meets. It is chosen where the statistics say that the table is empty, as after a vacuum
+//! before its first record, and kept until they say otherwise.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -59,7 +64,7 @@ from unnest(",
             "::float8[])
     as claim (id, digest, scope, operation, key, token, lost, fingerprint, lease, ttl),
     (select clock_timestamp()) as clock (now)
-where not exists (select from idempotency.record as taken where taken.id = claim.id)
+where (select taken.id from idempotency.record as taken where taken.id = claim.id) is null
 order by id
 on conflict (id) do nothing
 returning id, token, extract(epoch from expires_at)::float8 as until"
@@ -86,9 +91,9 @@ macro_rules! unlocked {
     select record.id, done.token, done.answer, done.refs from ",
             done!(),
             "
-    join idempotency.record on record.id = done.id
+    join idempotency.record on record.id = any (array[done.id])
         and record.token = done.token and record.state in ('running', 'held')
-    order by record.id
+    order by done.id
     for no key update of record skip locked
 ) as done"
         )
@@ -108,7 +113,7 @@ update idempotency.record set
 from ",
             $done,
             ", (select clock_timestamp()) as clock (now)
-where record.id = done.id and record.token = done.token and state in ('running', 'held')
+where record.id = any (array[done.id]) and record.token = done.token and state in ('running', 'held')
 returning record.id, waited"
         )
     };
@@ -145,13 +150,13 @@ const DELETE_CLAIMED: &str = "
 with due as (
     select record.id, claim.token
     from unnest($1::uuid[], $2::uuid[]) as claim (id, token)
-    join idempotency.record on record.id = claim.id and record.token = claim.token
+    join idempotency.record on record.id = any (array[claim.id]) and record.token = claim.token
         and progress is null and (state = 'held' or state = 'running' and not abandoned)
-    order by record.id
+    order by claim.id
     for update of record skip locked
 )
 delete from idempotency.record using due
-where record.id = due.id and record.token = due.token
+where record.id = any (array[due.id]) and record.token = due.token
 returning record.id, waited";
 
 #[derive(Debug)]
