@@ -1,5 +1,7 @@
 //! PostgreSQL: what a request costs the database, and what its transaction is like.
 
+use std::time::{Duration, Instant};
+
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
@@ -90,4 +92,43 @@ async fn a_stricter_time_limit_of_the_application_is_kept() {
     )
     .await;
     assert_eq!(shown, "read committed on 5s 1min");
+}
+
+/// The table is counted while nothing is left in it, and nobody counts again.
+#[tokio::test]
+async fn a_table_that_was_counted_while_it_was_empty_is_not_read_from_end_to_end() {
+    const REQUESTS: usize = 40;
+    let bank = Bank::start().await;
+    let site = bank.open(&Runs::free(), policy()).await;
+    paid(&site, "swept", "201").await.assert_run(1);
+    let empty = "alter table idempotency.record set (autovacuum_enabled = off);
+        delete from idempotency.record; analyze idempotency.record";
+    for sql in [empty, "select pg_stat_reset()"] {
+        sqlx::raw_sql(sql).execute(&bank.pool).await.unwrap();
+    }
+    let counted = "select count(*) from pg_class
+        where oid = 'idempotency.record'::regclass and reltuples = 0 and relpages > 0";
+    let counted = sqlx::query_scalar::<_, i64>(counted);
+    assert_eq!(counted.fetch_one(&bank.pool).await.unwrap(), 1);
+    for request in 0..REQUESTS {
+        paid(&site, &format!("key-{request}"), "201")
+            .await
+            .assert_run(request + 2);
+    }
+    bank.close_store().await;
+    // What a session did is known at the latest when it ends.
+    let sessions = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name like 'tower-idempotency%'";
+    let closed = Instant::now();
+    let left = || sqlx::query_scalar::<_, i64>(sessions);
+    while left().fetch_one(&bank.pool).await.unwrap() > 0 {
+        assert!(closed.elapsed() < Duration::from_secs(10), "{sessions}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let scans = "select seq_scan from pg_stat_user_tables
+        where schemaname = 'idempotency' and relname = 'record'";
+    let scans = sqlx::query_scalar::<_, i64>(scans);
+    let scans = scans.fetch_one(&bank.pool).await.unwrap();
+    // Those of what set it up may have been told late; each request would be one more.
+    assert!(scans < 10, "{scans} scans");
 }

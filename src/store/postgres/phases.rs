@@ -53,7 +53,8 @@ use crate::store::{Claim, CommitError, StoreError};
 pub type Phases = crate::store::Phases<PgStore>;
 
 /// Last in its transaction: the row is not locked before, since the heartbeat needs it. Progress only
-/// grows, so its length says whether it is what the phase began with.
+/// grows, so its length says whether it is what the phase began with. Planned each time: in this session a
+/// plan made while the table was empty would read all of it for as long as it is kept.
 const SAVE: &str = "
 with attempt as (
     select current_setting('idempotency.attempt', true) = $6 as is_open
@@ -152,6 +153,7 @@ async fn save(
     step: &Step,
 ) -> Result<(), CommitError> {
     let row = sqlx::query(SAVE)
+        .persistent(false)
         .bind(PgUuid::from(claim.identity.id()))
         .bind(PgUuid::from(claim.token))
         .bind(step.before.version())

@@ -351,7 +351,7 @@ impl Drop for Subject {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let said = self.said();
-            let from = said.len().saturating_sub(3000);
+            let from = said.len().saturating_sub(100_000);
             let tail = said.get(from..).unwrap_or(&said);
             println!("--- the end of what subject {} said:\n{tail}", self.pid());
         }

@@ -3,10 +3,10 @@
 //! may wait for a transaction that is about to make, or to end, the record of its id; where that takes
 //! long, the claims go alone.
 //!
-//! What looks records up says `record.id = any (array[done.id])`, or asks by a subquery for one value, and
-//! never `record.id = done.id`. A plan for that may as well walk the index from end to end, and look up in
-//! the batch what it meets. It is chosen where the statistics say that the table is empty, as after a vacuum
-//! before its first record, and kept until they say otherwise.
+//! What looks records up says `record.id = any (array[done.id])`, or asks by a subquery for one value. To a
+//! planner that is told `record.id = done.id`, or `order by record.id`, a walk along the whole index is of
+//! use, and where statistics say that the table is empty, as after all of it was swept, it is the plan, until
+//! they say otherwise.
 
 use std::collections::{HashMap, VecDeque};
 
