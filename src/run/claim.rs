@@ -33,6 +33,9 @@ pub(super) struct Grant {
     pub(super) sent: Instant,
     /// When the lease was last asked for.
     pub(super) leased: Instant,
+    /// It was sent more than once: what was not heard of may still be under way, and make a record of a key
+    /// that was freed.
+    pub(super) unheard: bool,
 }
 
 /// Asks for a claim.
@@ -58,11 +61,12 @@ impl<S: Store> Ask for Claiming<'_, S> {
             self.sent = Instant::now();
         }
         let (claimed, leased) = self.claim_in_time().await?;
-        let sent = self.sent;
+        let (sent, unheard) = (self.sent, self.unheard);
         let grant = |claim| Grant {
             claim,
             sent,
             leased,
+            unheard,
         };
         Ok(match claimed {
             Claimed::Acquired(claim) => Asked::Granted(Right::Claimed(grant(claim))),

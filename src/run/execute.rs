@@ -57,7 +57,12 @@ impl<S: Store> Exchange<S> {
         self.count(Event::Executed);
         let lease = self.keep(&grant, &listed);
         let standing = Standing::Lease(lease.clone());
-        let Grant { claim, sent, .. } = grant;
+        let Grant {
+            claim,
+            sent,
+            unheard,
+            ..
+        } = grant;
         let context = IdempotencyContext::new(self.identity.clone(), claim.attempt, standing);
         self.prepare(&mut request, &context, false);
         let times = Times {
@@ -73,6 +78,7 @@ impl<S: Store> Exchange<S> {
             sent,
             listed,
             lease,
+            unheard,
         };
         self.settle(attempt, ended, context.references(), reply)
             .await;

@@ -110,6 +110,7 @@ impl<S: TransactionalStore> Opening<'_, S> {
                     claim,
                     sent,
                     leased: sent,
+                    unheard,
                 };
                 Ok(Some(Asked::Granted(Way::Abandoned(grant))))
             }

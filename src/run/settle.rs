@@ -27,6 +27,8 @@ pub(super) struct Attempt {
     pub(super) sent: Instant,
     pub(super) listed: Listed,
     pub(super) lease: Arc<Lease>,
+    /// As of [`Grant`].
+    pub(super) unheard: bool,
 }
 
 /// What is written, and what the client gets once it is.
@@ -60,12 +62,19 @@ impl<S: Store> Exchange<S> {
             sent,
             listed,
             lease,
+            unheard,
         } = attempt;
         let Settlement { write, answer } = self.settlement(&claim, ended, references).await;
         let fill = self.fill();
         let shown = self.shown(&claim, sent, &write);
         let told = |listed| self.tell(listed, shown.filter(|_| lease.is_current()), fill);
-        let mut written = std::pin::pin!(self.write(&claim, &write));
+        let mut written = std::pin::pin!(async {
+            self.write(&claim, &write).await?;
+            if unheard && matches!(write, Write::Release) {
+                self.withdraw(claim.clone());
+            }
+            Ok(())
+        });
         let in_time = tokio::time::timeout(self.policy.settle_timeout, &mut written).await;
         if matches!(write, Write::Hold(_)) {
             self.warn_held();
@@ -96,13 +105,19 @@ impl<S: Store> Exchange<S> {
     /// An earlier attempt was lost, and this one took over only to say so.
     pub(super) async fn answer_lost<E>(&self, grant: Grant, listed: Listed, reply: Reply<E>) {
         let lease = self.keep(&grant, &listed);
-        let Grant { claim, sent, .. } = grant;
+        let Grant {
+            claim,
+            sent,
+            unheard,
+            ..
+        } = grant;
         tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
         let attempt = Attempt {
             claim,
             sent,
             listed,
             lease,
+            unheard,
         };
         let ended = Ended::Failed(Code::AttemptLost);
         self.settle(attempt, ended, References::default(), reply)

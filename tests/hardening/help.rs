@@ -35,6 +35,8 @@ pub struct Delays {
     /// Makes one claim fail, and take effect this much later. Until then the key is in progress.
     pub claim_late: Mutex<Option<Duration>>,
     pub claim_undecided: AtomicBool,
+    /// Makes one claim fail, and take effect this much later. The same claim may be made before.
+    pub claim_twice: Mutex<Option<Duration>>,
     /// Loses the acknowledgement of one release, and lets this claim in before the next.
     pub release_then: Mutex<Option<ClaimRequest>>,
     pub complete_down: Mutex<bool>,
@@ -85,6 +87,14 @@ impl<S: Store + Clone> Store for Slow<S> {
                 tokio::time::sleep(late).await;
                 slow.store.claim(&request).await.unwrap();
                 slow.delays.claim_undecided.store(false, Ordering::SeqCst);
+            });
+            return Err(StoreError::unavailable("connection is lost"));
+        }
+        if let Some(late) = self.delays.claim_twice.lock().unwrap().take() {
+            let (slow, request) = (self.clone(), request.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(late).await;
+                slow.store.claim(&request).await.unwrap();
             });
             return Err(StoreError::unavailable("connection is lost"));
         }
