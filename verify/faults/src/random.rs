@@ -10,10 +10,15 @@ pub struct Random(u64);
 
 impl Random {
     /// From `FAULTS_SEED`, or a new seed; printed either way.
+    ///
+    /// # Panics
+    ///
+    /// When `FAULTS_SEED` is no number: to draw another would reproduce nothing.
     #[must_use]
     pub fn seeded(what: &str) -> Self {
-        let seed = env::var("FAULTS_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(what));
+        let given = env::var("FAULTS_SEED").ok();
+        let given = given.map(|seed| seed.parse().expect("FAULTS_SEED is a decimal number"));
+        let seed = given.unwrap_or_else(|| RandomState::new().hash_one(what));
         println!("{what}: FAULTS_SEED={seed}");
         Self(seed)
     }

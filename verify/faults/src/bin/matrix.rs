@@ -34,11 +34,13 @@ fn main() -> ExitCode {
             _ => asked.push(argument),
         }
     }
-    let is_asked = |row: &&Row| {
-        asked
-            .iter()
-            .any(|id| row.id.starts_with(&id.to_uppercase()))
-    };
+    let names = |row: &Row, id: &String| row.id.starts_with(&id.to_uppercase());
+    let is_asked = |row: &&Row| asked.iter().any(|id| names(row, id));
+    let is_unknown = |id: &&String| !id.contains(':') && !ROWS.iter().any(|row| names(row, id));
+    if let Some(unknown) = asked.iter().find(is_unknown) {
+        eprintln!("no such row or group: {unknown}");
+        return ExitCode::from(2);
+    }
     let mut rows: Vec<_> = ROWS
         .iter()
         .filter(|row| asked.is_empty() || is_asked(row))
@@ -48,10 +50,6 @@ fn main() -> ExitCode {
     let others = others.map(String::as_str);
     let others = others.chain(asked.is_empty().then_some(OTHERS));
     rows.extend(others.map(|tests| &*Box::leak(Box::new(Row::of_tests(tests)))));
-    if rows.is_empty() {
-        eprintln!("no such row or group: {}", asked.join(" "));
-        return ExitCode::from(2);
-    }
     run(&rows, is_full, is_fresh, at_once)
 }
 
