@@ -41,11 +41,17 @@ const SESSION: &str = "select
     set_config('enable_seqscan', 'off', false),
     set_config('enable_hashjoin', 'off', false),
     set_config('enable_mergejoin', 'off', false),
+    set_config('plan_cache_mode', $3, false),
     set_config('jit', 'off', false)";
+
+/// Whether a plan depends on the values it is for. Those of batches do not, while the planner reckons by
+/// how many there are: a small batch would be planned anew each time, for longer than it takes.
+const PLANS: &str = "auto";
+const GROUP_PLANS: &str = "force_generic_plan";
 
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     let max = settings.max_connections;
-    pool(settings, max, LOCK_TIMEOUT, "tower-idempotency")
+    pool(settings, max, LOCK_TIMEOUT, PLANS, "tower-idempotency")
 }
 
 /// Those of [`Group`](super::group::Group).
@@ -55,11 +61,18 @@ pub(super) fn writers(settings: &PgStoreBuilder) -> PgPool {
         settings,
         max,
         GROUP_LOCK_TIMEOUT,
+        GROUP_PLANS,
         "tower-idempotency writer",
     )
 }
 
-fn pool(settings: &PgStoreBuilder, max: u32, lock_timeout: &'static str, name: &str) -> PgPool {
+fn pool(
+    settings: &PgStoreBuilder,
+    max: u32,
+    lock_timeout: &'static str,
+    plans: &'static str,
+    name: &str,
+) -> PgPool {
     let options = PgPoolOptions::new()
         .max_connections(max)
         .acquire_timeout(settings.statement_timeout)
@@ -73,6 +86,7 @@ fn pool(settings: &PgStoreBuilder, max: u32, lock_timeout: &'static str, name: &
             let query = sqlx::query(SESSION)
                 .bind(timeout.clone())
                 .bind(lock_timeout)
+                .bind(plans)
                 .persistent(false);
             Box::pin(async move { connection.execute(query).await.map(drop) })
         })
