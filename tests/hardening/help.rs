@@ -37,6 +37,8 @@ pub struct Delays {
     pub claim_undecided: AtomicBool,
     /// Makes one claim fail, and take effect this much later. The same claim may be made before.
     pub claim_twice: Mutex<Option<Duration>>,
+    /// It was, and nothing was in its way.
+    pub claimed_twice: AtomicBool,
     /// Loses the acknowledgement of one release, and lets this claim in before the next.
     pub release_then: Mutex<Option<ClaimRequest>>,
     pub complete_down: Mutex<bool>,
@@ -94,7 +96,11 @@ impl<S: Store + Clone> Store for Slow<S> {
             let (slow, request) = (self.clone(), request.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(late).await;
-                slow.store.claim(&request).await.unwrap();
+                let claimed = slow.store.claim(&request).await.unwrap();
+                let is_acquired = matches!(claimed, Claimed::Acquired(_));
+                slow.delays
+                    .claimed_twice
+                    .store(is_acquired, Ordering::SeqCst);
             });
             return Err(StoreError::unavailable("connection is lost"));
         }
