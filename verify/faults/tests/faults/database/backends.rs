@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use faults::client::Pay;
+use faults::cluster::Cluster;
 use faults::matrix::size;
 use faults::random::fresh_key;
+use faults::settings::Settings;
 use faults::signal;
 use faults::wait::{Gate, until};
 use futures_util::future::join_all;
@@ -15,7 +17,6 @@ use crate::{assert_code, on_both_routes};
 
 on_both_routes! {
     d02_a_backend_that_is_killed_ends_all_sessions_and_every_request_is_settled,
-    d03_a_backend_that_is_stopped_delays_its_own_request_alone,
 }
 
 /// What is written for keys that begin with `slow-` takes a while.
@@ -28,15 +29,22 @@ const SLOW: [&str; 2] = [
 
 const FAST: [&str; 1] = ["drop trigger slow on idempotency.record"];
 
+/// So does what their handlers write.
+const SLOW_HANDLER: [&str; 2] = [
+    SLOW[0],
+    "create trigger slow before insert on ledger for each row
+     when (new.key like 'slow-%') execute function public.slow()",
+];
+
 /// Backends that are in the middle of such a write.
 const WRITING: &str = "
 select pid from pg_stat_activity where wait_event = 'PgSleep'
-    and application_name like 'tower-idempotency%' and query like '%idempotency.record%'";
+    and application_name like 'tower-idempotency%' and query ~ 'idempotency.record|into ledger'";
 
-/// Backends of transactions whose handlers are running.
+/// Backends of transactions whose handlers have written, and do something else.
 const IN_HANDLER: &str = "
 select pid from pg_stat_activity where state = 'idle in transaction'
-    and application_name = 'tower-idempotency'";
+    and backend_xid is not null and application_name = 'tower-idempotency'";
 
 fn slow() -> Pay {
     Pay {
@@ -97,27 +105,60 @@ async fn d02_a_backend_that_is_killed_ends_all_sessions_and_every_request_is_set
     service.holds(&all).await;
 }
 
+/// What the backend of a request does when it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// It stores the answer of a leased request.
+    Completion,
+    /// It executes a statement of the handler of a transactional one.
+    Statement,
+    /// It waits for the handler, and will not hear of the commit.
+    Commit,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d03_a_backend_that_is_stopped_in_a_completion_delays_its_own_request_alone() {
+    d03_a_backend_that_is_stopped_delays_its_own_request_alone(At::Completion).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d03_a_backend_that_is_stopped_in_a_handlers_statement_delays_its_own_request_alone() {
+    d03_a_backend_that_is_stopped_delays_its_own_request_alone(At::Statement).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d03_a_backend_that_is_stopped_before_a_commit_delays_its_own_request_alone() {
+    d03_a_backend_that_is_stopped_delays_its_own_request_alone(At::Commit).await;
+}
+
 /// The server is told nothing, and cannot end what it does not run.
-async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(route: Route) {
-    let service = Service::start(route).await;
+async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(at: At) {
+    let route = match at {
+        At::Completion => Route::Leased,
+        At::Statement | At::Commit => Route::Transactional,
+    };
+    // Nothing else bounds what a handler waits for.
+    let limit = |s: &mut Settings| s.execution_limit = Some(1500);
+    let service = Service::with(route, Cluster::start().await, limit).await;
     recovers(&service.subject).await;
     let subject = crate::warm::<4>(vec![crate::SUBJECT.start(&service.settings).await]);
     let others = subject.await.remove(0);
     let (gate, mut pay) = (Gate::new(), slow());
-    if route == Route::Leased {
-        service.cluster.execute(&SLOW).await;
-        gate.open();
+    match at {
+        At::Completion => service.cluster.execute(&SLOW).await,
+        At::Statement => service.cluster.execute(&SLOW_HANDLER).await,
+        At::Commit => pay.behave = gate.behave(),
     }
-    pay.behave = gate.behave();
     let mut client = pay.begin_on(service.subject.port).await.unwrap();
-    let victim = match route {
-        // In the middle of its completion.
-        Route::Leased => {
-            service.ledger.has_begun(&pay.key, 1).await;
-            service.backend(WRITING).await
-        }
-        Route::Transactional => service.backend(IN_HANDLER).await,
+    if at == At::Completion {
+        // Its claim is over, which writes a record, too.
+        service.ledger.has_begun(&pay.key, 1).await;
+    }
+    let which = match at {
+        At::Completion | At::Statement => WRITING,
+        At::Commit => IN_HANDLER,
     };
+    let victim = service.backend(which).await;
     signal::stop(victim).await;
     let (stopped, time) = (Instant::now(), Duration::from_secs(size("D03")));
     gate.open();
@@ -129,9 +170,10 @@ async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(route: Route
     let took = stopped.elapsed();
     assert!(took < Duration::from_millis(3500), "{took:?}");
     println!("{:?} after {took:?}", answer.kind());
-    let expected = match route {
-        Route::Leased => "answer-not-recorded",
-        Route::Transactional => "transaction-conflict",
+    let expected = match at {
+        At::Completion => "answer-not-recorded",
+        At::Statement => "execution-limit",
+        At::Commit => "transaction-conflict",
     };
     assert_code(&answer, expected);
     for port in [here, there] {

@@ -103,9 +103,13 @@ impl Service {
     }
 
     async fn on(route: Route, cluster: Cluster) -> Self {
+        Self::with(route, cluster, |_| {}).await
+    }
+
+    async fn with(route: Route, cluster: Cluster, change: impl FnOnce(&mut Settings)) -> Self {
         let ledger = route.ledger(&cluster.url()).await;
         let proxy = Proxy::start(&cluster.url()).await;
-        let settings = route.settings(proxy.url(), &ledger);
+        let settings = route.settings(proxy.url(), &ledger).with(change);
         let subject = SUBJECT.start(&settings).await;
         Self {
             route,
