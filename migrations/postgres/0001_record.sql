@@ -1,6 +1,19 @@
 -- One row is one logical operation: who asked (scope), for what (operation), under which key.
 create schema if not exists idempotency;
 
+-- Domains, since a session reads their checks once, and those of a table anew for each statement.
+do $$
+begin
+    if pg_catalog.to_regtype('idempotency.record_state') is null then
+        create domain idempotency.record_state as text
+            check (value in ('running', 'completed', 'held'));
+    end if;
+    if pg_catalog.to_regtype('idempotency.lost_attempt') is null then
+        create domain idempotency.lost_attempt as text check (value in ('rerun', 'answer', 'hold'));
+    end if;
+end
+$$;
+
 create table if not exists idempotency.record (
     -- 16 bytes of the digest below; a UUIDv7 key puts its 48 bits of time in front, which keeps
     -- inserts of one moment on one page of the index.
@@ -10,12 +23,12 @@ create table if not exists idempotency.record (
     scope text not null,
     operation text not null,
     key text not null,
-    state text not null check (state in ('running', 'completed', 'held')),
+    state idempotency.record_state not null,
     -- The secret of the attempt that holds the claim; fences every later write.
     token uuid not null,
     attempt integer not null,
     -- What becomes of the operation when its attempt is lost; fixed at claim time.
-    lost text not null check (lost in ('rerun', 'answer', 'hold')),
+    lost idempotency.lost_attempt not null,
     -- This attempt took over a lost one only to answer that it was lost: it never runs.
     abandoned boolean not null default false,
     fingerprint bytea not null,

@@ -1,3 +1,12 @@
+do $$
+begin
+    if pg_catalog.to_regtype('idempotency.message_state') is null then
+        create domain idempotency.message_state as text
+            check (value in ('pending', 'sent', 'dead', 'discarded'));
+    end if;
+end
+$$;
+
 -- Messages that commit with the writes they tell of. Debezium's outbox event router reads the columns
 -- id, aggregatetype, aggregateid, type and payload under these names.
 create table if not exists idempotency.outbox (
@@ -19,7 +28,7 @@ create table if not exists idempotency.outbox (
     operation_id uuid,
     created_at timestamptz not null default clock_timestamp(),
     -- 'pending' until published, or until a person has to decide ('dead').
-    state text not null default 'pending' check (state in ('pending', 'sent', 'dead', 'discarded')),
+    state idempotency.message_state not null default 'pending',
     -- The secret of the relay that claimed it last; fences every later write.
     token uuid,
     -- How often it was claimed.

@@ -9,8 +9,8 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
 use sqlx::{
-    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
-    SqlSafeStr, Transaction,
+    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, SqlSafeStr,
+    Transaction,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
@@ -51,22 +51,20 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 /// The record comes last, and only into the transaction that carries the attempt's mark: where the
 /// handler has ended it, the mark is gone.
 const RECORD: &str = "
-with attempt as (
-    select clock_timestamp() as now,
-        current_setting('idempotency.attempt', true) = $13 as is_open
-), record as (
-    insert into idempotency.record (
-        id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
-        claimed_at, leased_until, expires_at, sweep_at, refs, answer
-    )
-    select $1, $2, $3, $4, $5, $7, $6, 1, $8, $9, now, now, now + make_interval(secs => $10),
-        case $7 when 'held' then 'infinity' else now + make_interval(secs => $10) end, $11, $12
-    from attempt where is_open
-    on conflict (id) do nothing
-    returning expires_at
+insert into idempotency.record (
+    id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
+    claimed_at, leased_until, expires_at, sweep_at, refs, answer
 )
-select is_open, (select extract(epoch from expires_at)::float8 from record) as expires_at
-from attempt";
+select $1, $2, $3, $4, $5, $7, $6, 1, $8, $9, now, now, now + make_interval(secs => $10),
+    case $7 when 'held' then 'infinity' else now + make_interval(secs => $10) end, $11, $12
+from (select clock_timestamp() as now) as attempt
+where current_setting('idempotency.attempt', true) = $13
+on conflict (id) do nothing
+returning extract(epoch from expires_at)::float8 as expires_at";
+
+/// Why there was nothing to be recorded: a transaction of nobody's has no mark, and the mark of an
+/// ended one reads as empty.
+const IS_OPEN: &str = "select current_setting('idempotency.attempt', true) = $1";
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
 /// would only release the innermost of them. The empty one that follows is rolled back in passing, with the
@@ -482,8 +480,8 @@ async fn record(
     request: &ClaimRequest,
     entry: &Entry,
 ) -> Result<SystemTime, CommitError> {
-    let identity = &request.identity;
-    let row = sqlx::query(RECORD)
+    let (identity, mark) = (&request.identity, mark(request.token));
+    let expires_at: Option<f64> = sqlx::query_scalar(RECORD)
         .bind(PgUuid::from(identity.id()))
         .bind(identity.digest().as_slice())
         .bind(identity.scope())
@@ -496,18 +494,23 @@ async fn record(
         .bind(request.ttl.as_secs_f64())
         .bind(entry.completion.references.to_json())
         .bind((!entry.held).then(|| entry.completion.answer.encode()))
-        .bind(mark(request.token))
+        .bind(&mark)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(refused)?;
+    if let Some(expires_at) = expires_at {
+        return time(expires_at).map_err(CommitError::Aborted);
+    }
+    let is_open: Option<bool> = sqlx::query_scalar(IS_OPEN)
+        .bind(&mark)
         .fetch_one(connection)
         .await
         .map_err(refused)?;
-    // A transaction of nobody's has no mark, and the mark of an ended one reads as empty.
-    let is_open: Option<bool> = row.try_get("is_open").map_err(refused)?;
-    if is_open != Some(true) {
-        return Err(CommitError::Ended);
-    }
-    let expires_at: Option<f64> = row.try_get("expires_at").map_err(refused)?;
-    let expires_at = expires_at.ok_or(CommitError::Recorded)?;
-    time(expires_at).map_err(CommitError::Aborted)
+    Err(if is_open == Some(true) {
+        CommitError::Recorded
+    } else {
+        CommitError::Ended
+    })
 }
 
 /// What an error before the commit, or of a commit that was refused, says of the transaction.

@@ -22,7 +22,7 @@ use crate::{SUBJECT, assert_code, assert_replays};
 const LOOKUP: &str = "from idempotency.record where id = $1";
 const BEGIN: &str = "select idempotency.enter(";
 const WRITE: &str = "insert into ledger";
-const RECORD: &str = "with attempt as";
+const RECORD: &str = "current_setting('idempotency.attempt'";
 const COMMIT: &str = "commit and chain";
 /// The row by which it is told whether an old transaction has ended.
 const PROBE: &str = "'running', $6";
