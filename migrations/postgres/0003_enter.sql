@@ -26,7 +26,8 @@ $$;
 -- of its own, with a snapshot taken after the lock, or a record committed in between would be missed.
 -- Refusing by an error ends the transaction that is about to be opened, in the same round trip. Here
 -- alone the record is found by an index: the session is the application's to write in, and a plan
--- made while the table was empty is kept.
+-- made while the table was empty is kept. It reads the column that was added last: on a schema that is
+-- too old for this crate, nothing begins.
 create or replace function idempotency.enter(
     record_id uuid, lock bigint, token uuid, limit_ms integer
 ) returns void
@@ -38,7 +39,7 @@ begin
         raise exception using errcode = 'IK001',
             message = 'idempotency: the operation is running in another transaction';
     end if;
-    perform from idempotency.record where id = record_id;
+    perform waited from idempotency.record where id = record_id;
     if found then
         raise exception using errcode = 'IK002',
             message = 'idempotency: the operation has a record';

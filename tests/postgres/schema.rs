@@ -1,8 +1,10 @@
 //! How the schema is made, and what the table is like.
 
+use std::time::Duration;
+
 use tokio::task::JoinSet;
 use tower_idempotency::store::{Existing, Resolution, Within};
-use tower_idempotency::{PgStore, Store};
+use tower_idempotency::{PgStore, Store, TransactionalStore};
 
 use super::common::database::TestDatabase;
 use super::{Fixture, acquire, claim_of, completion, number, request, sql, text, until};
@@ -119,7 +121,7 @@ async fn a_migrated_schema_takes_the_files_once_more() {
 
 /// Or the handler would run, and its answer could not be recorded.
 #[tokio::test]
-async fn on_a_schema_of_an_older_version_nothing_is_claimed() {
+async fn on_a_schema_of_an_older_version_nothing_is_claimed_and_nothing_begins() {
     let database = TestDatabase::create().await;
     let pool = database.pool(1).await;
     let files = files();
@@ -128,10 +130,14 @@ async fn on_a_schema_of_an_older_version_nothing_is_claimed() {
     }
     let store = PgStore::new(pool.clone());
     let refused = store.claim(&request("key")).await.unwrap_err();
-    assert_eq!(
-        refused.kind(),
-        tower_idempotency::StoreErrorKind::Unavailable
-    );
+    let limit = Duration::from_secs(10);
+    let begun = TransactionalStore::begin(&store, &request("key"), limit).await;
+    for refused in [refused, begun.err().unwrap()] {
+        assert_eq!(
+            refused.kind(),
+            tower_idempotency::StoreErrorKind::Unavailable
+        );
+    }
     let records = number(&pool, "select count(*) from idempotency.record").await;
     assert_eq!(records, 0);
     store.migrate().await.unwrap();
@@ -147,6 +153,26 @@ async fn a_store_without_its_schema_is_unavailable() {
         refused.kind(),
         tower_idempotency::StoreErrorKind::Unavailable
     );
+}
+
+/// As a hand that mends records may try.
+#[tokio::test]
+async fn the_server_refuses_what_no_record_and_no_message_can_be() {
+    let fixture = Fixture::new().await;
+    acquire(&fixture.store, &request("key")).await;
+    for wrong in [
+        "update idempotency.record set state = 'done'",
+        "update idempotency.record set lost = 'forget'",
+        "update idempotency.record set state = 'completed'",
+        "insert into idempotency.outbox (id, partition_key, aggregatetype, aggregateid, type, payload, headers, state)
+            values (gen_random_uuid(), 'p', 'order', '1', 't', '1', '{}', 'lost')",
+        "insert into idempotency.outbox (id, partition_key, aggregatetype, aggregateid, type, payload, headers, state)
+            values (gen_random_uuid(), 'p', 'order', '1', 't', '1', '{}', 'sent')",
+    ] {
+        let refused = sqlx::query(wrong).execute(&fixture.pool).await.unwrap_err();
+        let refused = refused.into_database_error().unwrap();
+        assert!(refused.is_check_violation(), "{wrong}: {refused}");
+    }
 }
 
 #[tokio::test]

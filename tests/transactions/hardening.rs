@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use sqlx::Connection as _;
-use tower_idempotency::postgres::Tx;
+use tower_idempotency::postgres::{Tx, TxError};
 use tower_idempotency::store::{
     Begun, Claim, ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, HeldRecord,
     LeaseRenewal, RecordSummary, Renewed, Resolution, Swept, Token, Verdict, Within,
@@ -344,6 +344,68 @@ async fn a_shared_pool_gets_its_connection_back_out_of_the_transaction() {
             .unwrap();
     }
     assert_eq!(bank.ledger().await, 3);
+}
+
+/// Nothing but the mark tells that the transaction is over: the session may write.
+#[tokio::test]
+async fn a_handler_that_ends_its_transaction_on_a_shared_pool_is_told_apart() {
+    let bank = Bank::start().await;
+    let store = PgStore::builder(bank.database.pool(1).await)
+        .with_shared_pool(true)
+        .build();
+    let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap()).transactional();
+    let routes = bank.routes(&Runs::free()).route_layer(layer);
+    let site = Site::start(routes.with_state(Sinks::default())).await;
+    for (key, then) in [("a", "commit"), ("b", "rollback"), ("c", "commit; begin")] {
+        let ended = paid(&site, key, then).await;
+        ended.assert_problem(500, "transaction-ended");
+        assert_eq!(bank.records().await, 0);
+    }
+    assert_eq!(bank.ledger().await, 2);
+}
+
+/// The first call finds no mark, the second fails.
+const BROKEN: &str = "
+create schema broken;
+create sequence broken.calls;
+create function broken.current_setting(text, boolean) returns text language plpgsql as $$
+begin
+    if nextval('broken.calls') > 1 then
+        raise exception 'cannot tell';
+    end if;
+    return null;
+end
+$$";
+
+async fn commits_and_breaks(mut tx: Tx) -> Result<StatusCode, TxError> {
+    let sql = "insert into ledger (note) values ('once'); commit;
+        set search_path = broken, pg_catalog, public";
+    sqlx::raw_sql(sql).execute(&mut *tx).await?;
+    Ok(StatusCode::CREATED)
+}
+
+/// Or what it has committed would be done twice.
+#[tokio::test]
+async fn a_handler_of_which_cannot_be_told_whether_it_has_committed_runs_no_second_time() {
+    let bank = Bank::start().await;
+    sqlx::raw_sql(BROKEN).execute(&bank.pool).await.unwrap();
+    let store = PgStore::builder(bank.database.pool(1).await)
+        .with_shared_pool(true)
+        .build();
+    let policy = Policy::high().with_reruns(1);
+    let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap())
+        .with_policy(policy)
+        .unwrap()
+        .transactional();
+    let router = Router::new().route("/x", post(commits_and_breaks));
+    let site = Site::start(router.layer(layer)).await;
+    let answer = site.send(Sent::post("/x").key("a")).await;
+    answer.assert_problem(500, "transaction-ended");
+    let calls: i64 = sqlx::query_scalar("select last_value from broken.calls")
+        .fetch_one(&bank.pool)
+        .await
+        .unwrap();
+    assert_eq!((calls, bank.ledger().await), (2, 1));
 }
 
 /// One connection of transactions, which is taken: the first of the duplicates waits for it, and the

@@ -9,8 +9,8 @@ use sqlx::error::DatabaseError;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
 use sqlx::{
-    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, SqlSafeStr,
-    Transaction,
+    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
+    SqlSafeStr, Transaction,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
@@ -61,10 +61,6 @@ from (select clock_timestamp() as now) as attempt
 where current_setting('idempotency.attempt', true) = $13
 on conflict (id) do nothing
 returning extract(epoch from expires_at)::float8 as expires_at";
-
-/// Why there was nothing to be recorded: a transaction of nobody's has no mark, and the mark of an
-/// ended one reads as empty.
-const IS_OPEN: &str = "select current_setting('idempotency.attempt', true) = $1";
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
 /// would only release the innermost of them. The empty one that follows is rolled back in passing, with the
@@ -501,16 +497,19 @@ async fn record(
     if let Some(expires_at) = expires_at {
         return time(expires_at).map_err(CommitError::Aborted);
     }
-    let is_open: Option<bool> = sqlx::query_scalar(IS_OPEN)
-        .bind(&mark)
-        .fetch_one(connection)
-        .await
-        .map_err(refused)?;
-    Err(if is_open == Some(true) {
-        CommitError::Recorded
-    } else {
-        CommitError::Ended
+    // Nothing was recorded. Unless the mark is still there, the handler may have committed.
+    Err(match has_mark(connection, &mark).await {
+        Ok(Some(true)) => CommitError::Recorded,
+        Ok(_) | Err(_) => CommitError::Ended,
     })
+}
+
+/// A transaction of nobody's has no mark, and the mark of an ended one reads as empty. Not prepared:
+/// outside of a transaction, a pooler may look for the statement on another connection.
+async fn has_mark(connection: &mut PgConnection, mark: &str) -> Result<Option<bool>, Error> {
+    let sql = format!("select current_setting('idempotency.attempt', true) = '{mark}'");
+    let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
+    row.try_get(0)
 }
 
 /// What an error before the commit, or of a commit that was refused, says of the transaction.

@@ -16,6 +16,7 @@ use tower_idempotency::Envelope;
 pub(crate) const SCHEMA: &str = "
 create schema peer;
 create table peer.record (like idempotency.record including defaults including compression);
+alter table peer.record alter state type text, alter lost type text;
 alter table peer.record add primary key (key);
 ";
 
