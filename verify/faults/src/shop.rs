@@ -73,7 +73,10 @@ pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
             pool: pool.clone(),
             takes: ms(takes),
         };
-        let relay = Relay::new(store.clone(), publisher).with_lease(lease)?;
+        // A machine that stalls lets publishing fail now and then.
+        let relay = Relay::new(store.clone(), publisher)
+            .with_lease(lease)?
+            .with_backoff(lease / 10, lease)?;
         tokio::spawn(relay.with_poll_interval(ms(20))?.run());
     }
     if let Some(interval) = settings.completes {

@@ -30,7 +30,7 @@ pub const ROWS: &[Row] = &[
     // C. Concurrency and fencing
     row("C01", "200 concurrent duplicates, one node", "barrier", "1 execution, 199 replay/409; I-1,3").repeated(2, 50, "rounds"),
     row("C02", "duplicates over 4 nodes", "4 processes", "same").repeated(2, 50, "rounds"),
-    row("C03", "same key, different body, concurrent", "barrier", "one executes, others `key-reused` (transactional across processes: `request-in-progress`, then `key-reused`); I-7").repeated(2, 50, "rounds"),
+    row("C03", "same key, different body, concurrent", "barrier", "one executes, others `key-reused` (across processes, until the claim is decided: `request-in-progress`, then `key-reused`); I-7").repeated(2, 50, "rounds"),
     row("C04", "zombie: SIGSTOP holder past lease, takeover, SIGCONT", "signal", "zombie's complete/release/heartbeat fenced, its tx effect rolled back; I-1,6"),
     row("C05", "zombie fails after takeover", "as C04, and an error", "must not delete successor's record; I-6"),
     row("C06", "heartbeat task starved (blocking handler)", "a handler blocks its only thread", "lease lost ⇒ commit refused; I-6"),

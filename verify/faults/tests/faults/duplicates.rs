@@ -92,16 +92,24 @@ async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_
     database: Database,
 ) {
     let subjects = patient(&database, 2, None).await;
+    let (mut asked, mut undecided) = (0, 0);
     for _ in 0..size("C01") {
         let pay = Pay::new("delay=20");
         let bodies = (0..DUPLICATES).map(|n| pay.with_body(&format!(r#"{{"amount":{n}}}"#)));
         let pays: Vec<_> = bodies.collect();
         let answers = at_once(&subjects, &pays).await;
+        asked += answers.len();
         let first = the_one_execution(&answers);
         let executed = answers.iter().position(|answer| *answer == first).unwrap();
         for (n, answer) in answers.iter().enumerate().filter(|(n, _)| *n != executed) {
-            crate::assert_code(answer, "key-reused");
-            assert!(answer.header("retry-after").is_none(), "{n}");
+            // A claim waits so long for another process's, which commits when the disk lets it.
+            if answer.kind() == "request-in-progress" {
+                undecided += 1;
+                assert!(answer.header("retry-after").is_some(), "{n}");
+            } else {
+                crate::assert_code(answer, "key-reused");
+                assert!(answer.header("retry-after").is_none(), "{n}");
+            }
             assert!(!answer.text().contains("amount"), "{}", answer.text());
         }
         let runs = database.runs(&pay.key).await;
@@ -112,6 +120,8 @@ async fn c03_of_200_concurrent_bodies_under_one_key_one_executes_and_the_others_
         let other = pays[(executed + 1) % DUPLICATES].send(subjects[0].port);
         crate::assert_code(&other.await.unwrap(), "key-reused");
     }
+    println!("{undecided} of {asked} undecided");
+    assert!(undecided * 20 < asked, "{undecided} of {asked}");
 }
 
 /// Connects all, and only then sends.

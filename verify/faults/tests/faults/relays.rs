@@ -8,7 +8,7 @@ use faults::process::Subject;
 use faults::proxy::Proxy;
 use faults::random::Random;
 use faults::shop::Settings;
-use faults::wait::until;
+use faults::wait::{PATIENCE, until};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tower_idempotency::PgStore;
@@ -33,11 +33,19 @@ async fn count(pool: &PgPool, sql: &'static str) -> i64 {
 
 const PENDING: &str = "select count(*) from idempotency.outbox where state = 'pending'";
 
+/// What holds up the others.
+const HEAD: &str = "select row_to_json(outbox)::text from idempotency.outbox
+    where state in ('pending', 'dead') order by position limit 1";
+
 async fn drained(pool: &PgPool) {
-    until("everything to be sent", async || {
+    let sent = until("everything to be sent", async || {
         (count(pool, PENDING).await == 0).then_some(())
-    })
-    .await;
+    });
+    let late = tokio::time::timeout(PATIENCE - Duration::from_secs(1), sent);
+    if late.await.is_err() {
+        let head: String = sqlx::query_scalar(HEAD).fetch_one(pool).await.unwrap();
+        panic!("not everything is sent: {head}");
+    }
 }
 
 /// First appearances in the order of commits, under one id each, and every one marked.
