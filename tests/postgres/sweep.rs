@@ -73,6 +73,60 @@ async fn the_next_sweep_finds_what_was_locked_when_one_came_by() {
     assert_eq!(sweep().await, deleted(0));
 }
 
+/// The sweep has found two records, and is held up with the first, when the second is claimed again.
+async fn left_alone_once_claimed_again(state: &str, swept: Swept) {
+    let fixture = Fixture::new().await;
+    fill(&fixture, 2).await;
+    let slow = format!(
+        "update idempotency.record set state = '{state}', lost = 'hold';
+        create sequence held_up;
+        create function hold_up() returns trigger language plpgsql as $$ begin
+            perform nextval('public.held_up'), pg_sleep(1);
+            if tg_op = 'DELETE' then return old; end if;
+            return new;
+        end $$;
+        create trigger hold_up before update or delete on idempotency.record
+        for each row when (old.key = '1') execute function hold_up()"
+    );
+    sql(&fixture.pool, &slow).await;
+    let store = fixture.store.clone();
+    let sweep = tokio::spawn(async move { store.delete_expired(2).await.unwrap() });
+    until("the sweep is held up", async || {
+        number(
+            &fixture.pool,
+            "select count(*) from held_up where is_called",
+        )
+        .await
+            == 1
+    })
+    .await;
+    let claim = "update idempotency.record set state = 'running', expires_at = now() + interval '1 hour',
+        leased_until = now() + interval '1 hour', sweep_at = now() + interval '1 hour' where key = '2'";
+    sql(&fixture.pool, claim).await;
+    assert!(!sweep.is_finished(), "it was to be held up for longer");
+    assert_eq!(sweep.await.unwrap(), swept);
+    let left = "select string_agg(key || state, ' ') from idempotency.record where state <> 'held'";
+    assert_eq!(text(&fixture.pool, left).await, "2running");
+}
+
+#[tokio::test]
+async fn a_sweep_does_not_delete_what_was_claimed_again_since_it_was_found() {
+    let one = Swept {
+        deleted: 1,
+        held: 0,
+    };
+    left_alone_once_claimed_again("completed", one).await;
+}
+
+#[tokio::test]
+async fn a_sweep_does_not_hold_what_was_claimed_again_since_it_was_found() {
+    let one = Swept {
+        deleted: 0,
+        held: 1,
+    };
+    left_alone_once_claimed_again("running", one).await;
+}
+
 #[tokio::test]
 async fn a_sweep_ends_when_nothing_is_left_to_delete_or_to_hold() {
     let fixture = Fixture::new().await;
