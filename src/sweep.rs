@@ -85,7 +85,7 @@ impl<S: Store> Sweeper<S> {
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time: each batch is one statement.
+    /// May be dropped at any time: a batch is swept in one statement, or not at all.
     pub async fn run(self) {
         loop {
             match self.sweep().await {

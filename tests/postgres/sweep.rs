@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_idempotency::store::Swept;
-use tower_idempotency::{Lost, Store, Sweeper};
+use tower_idempotency::{Lost, PgStore, Store, Sweeper};
 
 use super::{Fixture, acquire, completion, number, request, sql, text, until};
 
@@ -20,7 +20,7 @@ async fn fill(fixture: &Fixture, records: u32) {
     sql(&fixture.pool, &fill).await;
 }
 
-fn sweeper(fixture: &Fixture, batch: u32) -> Sweeper<tower_idempotency::PgStore> {
+fn sweeper(fixture: &Fixture, batch: u32) -> Sweeper<PgStore> {
     Sweeper::new(fixture.store.clone())
         .with_batch(batch)
         .unwrap()
@@ -73,20 +73,20 @@ async fn the_next_sweep_finds_what_was_locked_when_one_came_by() {
     assert_eq!(sweep().await, deleted(0));
 }
 
-/// The sweep has found two records, and is held up with the first, when the second is claimed again.
-async fn left_alone_once_claimed_again(state: &str, swept: Swept) {
+/// The sweep is held up after its snapshot, and before it comes to two records, when one of them is claimed
+/// again.
+async fn left_alone_once_claimed_again(state: &str, writes: &str, swept: Swept) {
     let fixture = Fixture::new().await;
     fill(&fixture, 2).await;
     let slow = format!(
         "update idempotency.record set state = '{state}', lost = 'hold';
         create sequence held_up;
         create function hold_up() returns trigger language plpgsql as $$ begin
-            perform nextval('public.held_up'), pg_sleep(1);
-            if tg_op = 'DELETE' then return old; end if;
-            return new;
+            if nextval('public.held_up') = 1 then perform pg_sleep(1); end if;
+            return null;
         end $$;
-        create trigger hold_up before update or delete on idempotency.record
-        for each row when (old.key = '1') execute function hold_up()"
+        create trigger hold_up before {writes} on idempotency.record
+        for each statement execute function hold_up()"
     );
     sql(&fixture.pool, &slow).await;
     let store = fixture.store.clone();
@@ -115,7 +115,7 @@ async fn a_sweep_does_not_delete_what_was_claimed_again_since_it_was_found() {
         deleted: 1,
         held: 0,
     };
-    left_alone_once_claimed_again("completed", one).await;
+    left_alone_once_claimed_again("completed", "delete", one).await;
 }
 
 #[tokio::test]
@@ -124,7 +124,49 @@ async fn a_sweep_does_not_hold_what_was_claimed_again_since_it_was_found() {
         deleted: 0,
         held: 1,
     };
-    left_alone_once_claimed_again("running", one).await;
+    left_alone_once_claimed_again("running", "update", one).await;
+}
+
+#[tokio::test]
+async fn a_lock_undoes_nothing_of_a_sweep() {
+    let fixture = Fixture::new().await;
+    let builder = || PgStore::builder(fixture.pool.clone());
+    let stores = [
+        builder().build(),
+        builder().with_pgbouncer(true).build(),
+        builder().with_shared_pool(true).build(),
+    ];
+    for store in stores {
+        fill(&fixture, 8).await;
+        let lost = "update idempotency.record set state = 'running', lost = 'hold' where key > '4'";
+        sql(&fixture.pool, lost).await;
+        let mut locked = fixture.pool.begin().await.unwrap();
+        let lock = "select 1 from idempotency.record where key in ('2', '7') for update";
+        sqlx::raw_sql(lock).execute(&mut *locked).await.unwrap();
+        let swept = |deleted, held| Swept { deleted, held };
+        assert_eq!(store.delete_expired(3).await.unwrap(), swept(3, 0));
+        assert_eq!(store.delete_expired(3).await.unwrap(), swept(0, 3));
+        assert_eq!(store.delete_expired(3).await.unwrap(), swept(0, 0));
+        locked.rollback().await.unwrap();
+        assert_eq!(store.delete_expired(3).await.unwrap(), swept(1, 1));
+        sql(&fixture.pool, "truncate idempotency.record").await;
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_ends_when_nothing_that_is_found_can_be_deleted() {
+    let fixture = Fixture::new().await;
+    fill(&fixture, 3).await;
+    sql(
+        &fixture.pool,
+        "create function keep() returns trigger language plpgsql as $$ begin return null; end $$;
+        create trigger keep before delete on idempotency.record
+        for each row execute function keep()",
+    )
+    .await;
+    let sweeper = sweeper(&fixture, 1);
+    let sweep = tokio::time::timeout(Duration::from_secs(30), sweeper.sweep());
+    assert_eq!(sweep.await.unwrap().unwrap(), Swept::default());
 }
 
 #[tokio::test]
@@ -179,7 +221,7 @@ fn a_sweep_pauses_for_less_where_there_are_many_writers() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
     let pool = pool.connect_lazy("postgres://localhost/none").unwrap();
-    let store = tower_idempotency::PgStore::new(pool);
+    let store = PgStore::new(pool);
     let took = Duration::from_secs(1);
     assert_eq!(store.pause_after_sweep(took), took / 2);
     let one_writer = tower_idempotency::MemoryStore::new();

@@ -1,10 +1,12 @@
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sqlx::FromRow;
+use sqlx::{Error, Row as _};
 
 use super::PgStore;
 use super::connection::is_locked;
 use crate::store::lent::error;
+use crate::store::tx_error::is_conflict;
 use crate::store::{StoreError, Swept};
 
 /// Whose retention is over, and nobody runs. The start of the statement is a time that the planner
@@ -32,14 +34,16 @@ macro_rules! is_to_be_held {
 ///
 /// What a crash undoes is swept again, so nobody waits for the disk.
 macro_rules! sweep {
-    ($lock:expr) => {
+    ($lock:expr, $patience:expr) => {
         concat!(
             "
 with due as materialized (
-    select count(*) as found, max(sweep_at) as until,
+    select max(sweep_at) as until,
         array_agg(place) filter (where not is_to_be_held) as over,
         array_agg(place) filter (where is_to_be_held) as lost,
-        set_config('lock_timeout', '10ms', true) as patience,
+        set_config('lock_timeout', '",
+            $patience,
+            "', true) as patience,
         set_config('synchronous_commit', 'off', true) as durability
     from (
         select ctid as place, sweep_at, ",
@@ -70,8 +74,8 @@ with due as materialized (
             "
     returning 1
 )
-select found, (select count(*) from held), (select count(*) from deleted),
-    (extract(epoch from until) * 1000000)::int8, patience, durability
+select (select count(*) from held) as held, (select count(*) from deleted) as deleted,
+    (extract(epoch from until) * 1000000)::int8 as until, patience, durability
 from due"
         )
     };
@@ -79,66 +83,61 @@ from due"
 
 /// Waits a moment for what somebody has locked. That is hardly ever anything, and to lock first what is
 /// deleted next is a quarter of the work.
-const SWEEP: &str = sweep!("");
+const SWEEP: &str = sweep!("", "10ms");
 
-const SWEEP_UNLOCKED: &str = sweep!("for update skip locked");
+/// Goes around it.
+const SWEEP_UNLOCKED: &str = sweep!("for update skip locked", "100ms");
 
-/// How far a sweep has come that has not ended: in microseconds since the epoch.
+/// The sweep that has not ended.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sweeping(Arc<Mutex<Option<i64>>>);
+pub(super) struct Sweeping(Arc<Mutex<Walk>>);
 
-/// What became of one statement's records.
-#[derive(Debug)]
-struct Batch {
-    found: i64,
-    held: i64,
-    deleted: i64,
-    /// Where the next one begins.
+#[derive(Debug, Default)]
+struct Walk {
+    /// How far it has come: in microseconds since the epoch.
     until: Option<i64>,
+    /// Whether something was locked: then more may be.
+    is_wary: bool,
 }
 
 impl Sweeping {
-    fn until(&self) -> MutexGuard<'_, Option<i64>> {
+    fn walk(&self) -> MutexGuard<'_, Walk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PgStore {
-    /// Less than `limit` are swept only where the walk is at its end. The next one begins anew, and finds
-    /// what was locked, or has come into the way, behind this one.
+    /// Less than `limit` are swept where the walk is at its end, or somebody else was in the way. The next
+    /// one begins anew, and finds what was locked, or has come into the way, behind this one.
     pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
-        let mut from = self.sweeping.until().take();
-        let (mut swept, mut left) = (Swept::default(), i64::from(limit));
-        while left > 0 {
-            let batch = self.sweep_batch(left, from).await?;
-            swept.deleted += batch.deleted.unsigned_abs();
-            swept.held += batch.held.unsigned_abs();
-            if batch.found < left {
-                return Ok(swept);
-            }
-            // Less than was found, where somebody else was there before.
-            left -= batch.deleted + batch.held;
-            from = batch.until;
+        let Walk { until, mut is_wary } = mem::take(&mut *self.sweeping.walk());
+        let sweep = |sql| self.try_run(sqlx::query(sql).bind(i64::from(limit)).bind(until));
+        let mut done = sweep(if is_wary { SWEEP_UNLOCKED } else { SWEEP }).await;
+        if !is_wary && done.as_ref().is_err_and(is_in_the_way) {
+            is_wary = true;
+            done = sweep(SWEEP_UNLOCKED).await;
         }
-        *self.sweeping.until() = from;
+        let done = done.map_err(error)?;
+        let Some(row) = done.rows.first() else {
+            return Ok(Swept::default());
+        };
+        let count = |column| {
+            let count: i64 = row.try_get(column).map_err(error)?;
+            u64::try_from(count).map_err(StoreError::corrupt)
+        };
+        let swept = Swept {
+            deleted: count("deleted")?,
+            held: count("held")?,
+        };
+        if swept.deleted + swept.held >= u64::from(limit) {
+            let until = row.try_get("until").map_err(error)?;
+            *self.sweeping.walk() = Walk { until, is_wary };
+        }
         Ok(swept)
     }
+}
 
-    async fn sweep_batch(&self, limit: i64, from: Option<i64>) -> Result<Batch, StoreError> {
-        let sweep = |sql| self.try_run(sqlx::query(sql).bind(limit).bind(from));
-        let done = match sweep(SWEEP).await {
-            Err(locked) if is_locked(&locked) => sweep(SWEEP_UNLOCKED).await,
-            done => done,
-        };
-        let done = done.map_err(error)?;
-        let row = done.rows.first();
-        let row = row.ok_or_else(|| StoreError::corrupt("a sweep reports nothing"))?;
-        let (found, held, deleted, until) = FromRow::from_row(row).map_err(error)?;
-        Ok(Batch {
-            found,
-            held,
-            deleted,
-            until,
-        })
-    }
+/// A lock, or in the stricter sessions of an application a change.
+fn is_in_the_way(error: &Error) -> bool {
+    is_locked(error) || is_conflict(error)
 }
