@@ -187,14 +187,26 @@ async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(at: At) {
         assert!(refused.took < Duration::from_secs(2), "{refused:?}");
     }
     tokio::time::sleep(time.saturating_sub(stopped.elapsed())).await;
-    let mut unaffected = Vec::new();
-    for load in load {
-        unaffected.extend(load.end().await);
+    let (mut unaffected, mut slowest) = (Vec::new(), Vec::new());
+    for (load, whose) in load
+        .into_iter()
+        .zip(["the same process", "another process"])
+    {
+        let sent = load.end().await;
+        let longest = sent.iter().max_by_key(|sent| sent.took).unwrap();
+        let (took, after) = (longest.took, longest.at - stopped);
+        println!(
+            "the slowest of {} of {whose} took {took:?}, {after:?} after the stop",
+            sent.len()
+        );
+        slowest.push(took);
+        unaffected.extend(sent);
     }
-    let slowest = unaffected.iter().map(|sent| sent.took).max().unwrap();
-    println!("{} others, the slowest took {slowest:?}", unaffected.len());
     assert_eq!(count(&unaffected, "201"), unaffected.len());
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // How long the machine stalls at times is told by the process that has nothing to do with it.
+    let (here, there) = (slowest[0], slowest[1]);
+    assert!(here < Duration::from_secs(1) + there, "{here:?}");
+    assert!(there < Duration::from_secs(5), "{there:?}");
     assert_eq!(signal::state(victim), Some('T'), "it went on by itself");
 
     signal::go_on(victim);
