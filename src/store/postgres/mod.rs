@@ -186,7 +186,8 @@ impl PgStoreBuilder {
 
     /// How long the server works on one statement of the store before it gives up; also how long a
     /// caller waits for a connection. Default: 5 s. For a record that somebody else has locked it waits
-    /// 100 ms: a claim is then answered by what is known of its key, and a completion is tried again.
+    /// 100 ms: a claim is then answered by what is known of its key, and a completion is tried again. A
+    /// sweep waits 10 ms, and goes around it.
     /// A connection that is silent for twice this time, and at least 5 s, is given up.
     ///
     /// # Errors
