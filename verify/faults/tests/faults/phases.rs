@@ -1,6 +1,7 @@
 //! A07: the process is killed at any moment between and inside the phases of an operation.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use faults::database::Database;
 use faults::ledger::Ledger;
@@ -12,6 +13,9 @@ use sqlx::PgPool;
 
 use crate::kills::{AT_ONCE, Sent, kill_within, replays, retry_until_settled};
 use crate::{SHOP, assert_replays, warm};
+
+/// That of a [`Completer`](tower_idempotency::Completer).
+const COMPLETER_LEASE: Duration = Duration::from_secs(30);
 
 /// A database with the tables of a shop.
 pub(crate) async fn shop() -> (Database, PgPool, Settings) {
@@ -109,10 +113,18 @@ async fn a07_after_a_kill_in_or_between_phases_completers_finish_each_order_exac
     let orders = kill_and_restart(size("A07"), &settings, &pool).await;
     let shops = SHOP.start_all(2, &settings).await;
     let unfinished = "select count(*) from idempotency.record where progress is not null";
-    until("the completers to be done", async || {
-        (number(&pool, unfinished).await == 0).then_some(())
-    })
-    .await;
+    // What a completer was at when it was killed is claimed for its lease, which is as long as `until` waits.
+    let is_done = async || (number(&pool, unfinished).await == 0).then_some(());
+    let lease = tokio::time::timeout(COMPLETER_LEASE, async {
+        while is_done().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    println!(
+        "the completers were done within a lease: {}",
+        lease.await.is_ok()
+    );
+    until("the completers to be done", is_done).await;
     // What had begun is finished, though nobody has asked for it again.
     for Sent { pay, .. } in &orders {
         let steps = steps(&pool, &pay.key).await;
