@@ -12,7 +12,7 @@ use faults::wait::{Gate, until};
 use futures_util::future::join_all;
 use sqlx::Connection as _;
 
-use super::{Load, Route, Service, count, recovers, sent};
+use super::{Load, Route, Sent, Service, recovers, sent};
 use crate::{assert_code, on_both_routes};
 
 on_both_routes! {
@@ -131,6 +131,15 @@ async fn d03_a_backend_that_is_stopped_before_a_commit_delays_its_own_request_al
     d03_a_backend_that_is_stopped_delays_its_own_request_alone(At::Commit).await;
 }
 
+/// Twice as long as the store waits for the server.
+fn is_affected(sent: &Sent) -> bool {
+    sent.took >= Duration::from_secs(1) || sent.answer.kind() != "201"
+}
+
+fn overlap(one: &Sent, other: &Sent) -> bool {
+    one.at < other.at + other.took && other.at < one.at + one.took
+}
+
 /// The server is told nothing, and cannot end what it does not run.
 async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(at: At) {
     let route = match at {
@@ -187,26 +196,24 @@ async fn d03_a_backend_that_is_stopped_delays_its_own_request_alone(at: At) {
         assert!(refused.took < Duration::from_secs(2), "{refused:?}");
     }
     tokio::time::sleep(time.saturating_sub(stopped.elapsed())).await;
-    let (mut unaffected, mut slowest) = (Vec::new(), Vec::new());
-    for (load, whose) in load
-        .into_iter()
-        .zip(["the same process", "another process"])
-    {
-        let sent = load.end().await;
+    let [same, another] = load.map(Load::end);
+    let (same, another) = (same.await, another.await);
+    for (sent, whose) in [(&same, "the same process"), (&another, "another process")] {
         let longest = sent.iter().max_by_key(|sent| sent.took).unwrap();
         let (took, after) = (longest.took, longest.at - stopped);
         println!(
             "the slowest of {} of {whose} took {took:?}, {after:?} after the stop",
             sent.len()
         );
-        slowest.push(took);
-        unaffected.extend(sent);
     }
-    assert_eq!(count(&unaffected, "201"), unaffected.len());
-    // How long the machine stalls at times is told by the process that has nothing to do with it.
-    let (here, there) = (slowest[0], slowest[1]);
-    assert!(here < Duration::from_secs(1) + there, "{here:?}");
-    assert!(there < Duration::from_secs(5), "{there:?}");
+    // The other process has nothing to do with the backend: what affects both at once is the machine.
+    let stalls: Vec<_> = another.iter().filter(|sent| is_affected(sent)).collect();
+    assert!(stalls.len() * 20 <= another.len(), "{stalls:?}");
+    for sent in same.iter().filter(|sent| is_affected(sent)) {
+        let stalled = stalls.iter().any(|stall| overlap(stall, sent));
+        assert!(stalled, "{sent:?} {:?} after the stop", sent.at - stopped);
+    }
+    let unaffected: Vec<_> = same.into_iter().chain(another).collect();
     assert_eq!(signal::state(victim), Some('T'), "it went on by itself");
 
     signal::go_on(victim);
