@@ -188,7 +188,7 @@ impl PgStoreBuilder {
     /// caller waits for a connection. Default: 5 s. For a record that somebody else has locked it waits
     /// 100 ms: a claim is then answered by what is known of its key, and a completion is tried again. A
     /// sweep waits 10 ms, and goes around it.
-    /// A connection that is silent for twice this time, and at least 5 s, is given up.
+    /// A connection that is silent for twice the timeout, and at least 5 s, is given up.
     ///
     /// # Errors
     ///

@@ -137,7 +137,7 @@ impl PgStore {
     }
 }
 
-/// A lock, or in the stricter sessions of an application a change.
+/// A lock, in the stricter sessions of an application a change, or what else may pass.
 fn is_in_the_way(error: &Error) -> bool {
     is_locked(error) || is_conflict(error)
 }
