@@ -38,14 +38,18 @@ pub(crate) async fn shop() -> (Database, PgPool, Settings) {
 async fn kill_and_restart(kills: u64, settings: &Settings, pool: &PgPool) -> Vec<Sent> {
     let mut random = Random::seeded("phases");
     let (mut all, mut hits) = (Vec::new(), BTreeMap::new());
-    let mut left = kills;
+    let (mut left, mut refused) = (kills, 0);
     while left > 0 || !(0..PHASES.len()).all(|phases| hits.contains_key(&phases)) {
         left = left.saturating_sub(1);
         let shop = warm::<AT_ONCE>(vec![SHOP.start(settings).await]).await;
         let shop = shop.into_iter().next().unwrap();
-        let sent = kill_within(250, shop, &mut random).await;
-        for Sent { pay, answer } in &sent {
-            if let Some(answer) = answer {
+        let mut sent = kill_within(250, shop, &mut random).await;
+        for Sent { pay, answer } in &mut sent {
+            // A disk that stalls makes a phase wait for its record for too long; a retry finishes it.
+            if let Some(refusal) = answer.take_if(|answer| answer.status == 503) {
+                assert!(refusal.header("retry-after").is_some());
+                refused += 1;
+            } else if let Some(answer) = answer {
                 assert_eq!(answer.status, 201, "{}", answer.text());
             } else {
                 *hits.entry(steps(pool, &pay.key).await.len()).or_insert(0) += 1;
@@ -58,7 +62,11 @@ async fn kill_and_restart(kills: u64, settings: &Settings, pool: &PgPool) -> Vec
             "{most} orders, hit after {hits:?}"
         );
     }
-    println!("kills hit orders by their finished phases {hits:?}");
+    println!(
+        "kills hit orders by their finished phases {hits:?}; {refused} of {} refused",
+        all.len()
+    );
+    assert!(refused * 20 <= all.len());
     all
 }
 
