@@ -11,7 +11,7 @@
 //! | <span id="key-reused">`key-reused`</span> | 409 | no | The key belongs to another request: other body, query, path or content type. Use a new key for a new operation. |
 //! | <span id="request-in-progress">`request-in-progress`</span> | 409 | after `Retry-After` | The first request with this key is still running. |
 //! | <span id="outcome-unknown">`outcome-unknown`</span> | 409 | once resolved | An attempt was made and nobody knows what came of it. An operator has to look and [`resolve`](crate::Store::resolve) it. |
-//! | <span id="answer-not-recorded">`answer-not-recorded`</span> | 503 | after `Retry-After` | The request ran; its answer is being recorded. A retry gets it. |
+//! | <span id="answer-not-recorded">`answer-not-recorded`</span> | 503 | after `Retry-After` | The request ran, but whether its answer is recorded could not be found out in time. A retry with the same key gets that answer, or runs where everything was rolled back. |
 //! | <span id="response-not-retained">`response-not-retained`</span> | 410 | no | The request ran and was answered with `original.status`; the answer was too large, too slow or a stream. `Location` and `original.references` say what it made. |
 //! | <span id="store-unavailable">`store-unavailable`</span> | 503 | after `Retry-After` | The record could not be claimed, so nothing was run. |
 //! | <span id="overloaded">`overloaded`</span> | 503 | after `Retry-After` | Too many requests are running; this one was not run. |

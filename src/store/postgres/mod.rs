@@ -206,6 +206,9 @@ impl PgStoreBuilder {
     /// transaction of its own, which makes three round trips of one, no statement is prepared by
     /// name, and no setting of the session is relied on. Duplicates that wait only poll. Default: `false`.
     ///
+    /// Nor can a session refuse what is written outside of the layer's transaction: a handler that drops the
+    /// future of `tx.begin()`, or sends `commit`, ends that transaction, and commits alone what it writes then.
+    ///
     /// PgBouncer needs `ignore_startup_parameters = extra_float_digits`. Run
     /// [`migrate`](PgStore::migrate) over a direct connection.
     pub fn with_pgbouncer(mut self, pgbouncer: bool) -> Self {
