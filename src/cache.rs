@@ -4,7 +4,7 @@
 use std::fmt;
 use std::mem::size_of;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
@@ -12,6 +12,7 @@ use moka::sync::Cache;
 use crate::envelope::Envelope;
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
+use crate::moment::Moment;
 use crate::store::{Completed, Existing};
 
 /// The longest time that an answer is used for: what a person did to the record shows after it.
@@ -22,38 +23,11 @@ const MAX_AGE: Duration = Duration::from_secs(10);
 const MARGIN: u32 = 100;
 const LEAST_MARGIN: Duration = Duration::from_millis(100);
 
-/// How much the wall clock may fall behind the monotonic one without having been set back.
-const SLEW: Duration = Duration::from_millis(50);
-
 /// Identities share epochs: a fill that is dropped because of another identity is merely made later.
 const EPOCHS: usize = 1024;
 
 /// What an entry takes beside its answer, in the map and around it.
 const OVERHEAD: usize = 512;
-
-/// One point in time by both clocks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment {
-    monotonic: Instant,
-    wall: SystemTime,
-}
-
-impl Moment {
-    pub(crate) fn now() -> Self {
-        Self {
-            monotonic: Instant::now(),
-            wall: SystemTime::now(),
-        }
-    }
-
-    /// How long ago this was, by the clock that says more. `None` if the wall clock was set back.
-    fn age(self, now: Self) -> Option<Duration> {
-        let monotonic = now.monotonic.saturating_duration_since(self.monotonic);
-        let wall = now.wall.duration_since(self.wall).ok();
-        let wall = wall.or_else(|| monotonic.is_zero().then_some(Duration::ZERO))?;
-        (wall + SLEW >= monotonic).then(|| monotonic.max(wall))
-    }
-}
 
 pub(crate) struct ReplayCache {
     entries: Cache<[u8; 32], Arc<Entry>>,
@@ -214,6 +188,8 @@ fn weight(completed: &Completed) -> u32 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
+    use std::time::SystemTime;
+
     use bytes::Bytes;
     use http::Response;
 

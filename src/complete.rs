@@ -15,6 +15,7 @@ use crate::envelope::Envelope;
 use crate::error::ConfigError;
 use crate::extract::{IdempotencyContext, Standing};
 use crate::identity::Identity;
+use crate::moment::Moment;
 use crate::operation;
 use crate::policy::{EXECUTION_LIMIT, Lost};
 use crate::running::Running;
@@ -261,7 +262,7 @@ impl<S: PhasedStore> Completer<S> {
             lease: self.lease,
             ttl: abandoned.retention,
         };
-        let sent = Instant::now();
+        let sent = Moment::now();
         let claim = match self.store.claim(&request).await? {
             Claimed::Acquired(claim) if claim.attempt > 1 => claim,
             // It was over in the meantime, and is not to be begun anew.

@@ -108,6 +108,7 @@ mod key;
 pub mod keys;
 mod layer;
 mod mode;
+mod moment;
 mod operation;
 #[cfg(feature = "postgres")]
 pub mod outbox;

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
+use crate::moment::Moment;
 use crate::store::{Claim, Existing, LeaseRenewal, Store, Token};
 
 pub(crate) use follow::{Leader, News, Said};
@@ -266,7 +267,7 @@ impl Listed {
         store: &S,
         claim: &Claim,
         length: Duration,
-        sent: Instant,
+        sent: Moment,
     ) -> Arc<Lease> {
         let lease = Arc::new(Lease::new(sent, length));
         let runtime = Handle::current().id();
@@ -278,7 +279,7 @@ impl Listed {
             },
             pulse,
             lease: lease.clone(),
-            next_beat: sent + length / BEATS,
+            next_beat: sent.monotonic + length / BEATS,
         };
         let mut attempts = self.running.lock();
         attempts.run(self.token, ClaimState::Kept(kept));
@@ -343,7 +344,7 @@ mod tests {
 
     fn keep(listed: &Listed) -> Arc<Lease> {
         let store = Arc::new(MemoryStore::new());
-        listed.keep(&store, &claim(listed), LEASE, Instant::now())
+        listed.keep(&store, &claim(listed), LEASE, Moment::now())
     }
 
     fn said(existing: Existing) -> Said {
@@ -409,7 +410,7 @@ mod tests {
             claim: claim(&first),
             lease: LEASE,
         };
-        running.renewed(&[renewal], Instant::now(), &[Renewed::Lost]);
+        running.renewed(&[renewal], Moment::now(), &[Renewed::Lost]);
         assert!(leader.changed().await);
         assert!(matches!(leader.news(), News::Over));
         assert!(lead(&running, &tea()).is_ok());

@@ -233,3 +233,41 @@ async fn a_transactional_route_writes_and_answers_once() {
         .unwrap();
     assert_eq!(open, 0);
 }
+
+/// sqlx takes a savepoint whose beginning is cancelled for the transaction, and rolls it back; what is written
+/// next is committed alone.
+async fn gives_up(mut tx: Tx) -> StatusCode {
+    use sqlx::Connection as _;
+    let is_ready = {
+        let mut begin = Box::pin(tx.begin());
+        futures_util::poll!(&mut begin).is_ready()
+    };
+    assert!(!is_ready, "the savepoint is there at once");
+    let insert = sqlx::raw_sql("insert into ledger (note) values ('stray')");
+    match insert.execute(&mut *tx).await {
+        Ok(_) => StatusCode::CREATED,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_after_a_cancelled_savepoint_is_not_written_twice() {
+    let pooled = Pooled::new(true).await;
+    let table = "create table ledger (note text not null)";
+    sqlx::raw_sql(table).execute(&pooled.direct).await.unwrap();
+    let layer = IdempotencyLayer::new(pooled.store.clone(), Scope::global()).transactional();
+    let app = Router::new().route("/pay", post(gives_up).layer(layer));
+    let (status, body) = paid(app.clone(), "a".into()).await;
+    assert_eq!(status, 500, "{body}");
+    assert!(body.contains("transaction-ended"), "{body}");
+    for _ in 0..3 {
+        let (status, body) = paid(app.clone(), "a".into()).await;
+        assert_eq!(status, 409, "{body}");
+        assert!(body.contains("outcome-unknown"), "{body}");
+    }
+    let ledger: i64 = sqlx::query_scalar("select count(*) from ledger")
+        .fetch_one(&pooled.direct)
+        .await
+        .unwrap();
+    assert_eq!(ledger, 1);
+}

@@ -7,6 +7,7 @@ use http::Response;
 use super::follow::{Ask, Asked, Entered};
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
+use crate::moment::Moment;
 use crate::policy::StoreDown;
 use crate::rejection::{Code, Rejection};
 use crate::running::Listed;
@@ -32,9 +33,9 @@ pub(super) struct Grant {
     /// When the claim was sent: its record is no older.
     pub(super) sent: Instant,
     /// When the lease was last asked for.
-    pub(super) leased: Instant,
-    /// It was sent more than once: what was not heard of may still be under way, and make a record of a key
-    /// that was freed.
+    pub(super) leased: Moment,
+    /// What was sent before and not heard of may still be under way, and make a record of a key that was
+    /// freed.
     pub(super) unheard: bool,
 }
 
@@ -42,8 +43,8 @@ pub(super) struct Grant {
 struct Claiming<'a, S> {
     exchange: &'a Exchange<S>,
     request: ClaimRequest,
-    sent: Instant,
-    /// An earlier claim may still be under way.
+    sent: Moment,
+    /// What was sent before may still be under way, or have made a record that nobody wants.
     unheard: bool,
 }
 
@@ -58,13 +59,13 @@ impl<S: Store> Ask for Claiming<'_, S> {
     async fn ask(&mut self) -> Result<Asked<Right>, StoreError> {
         // What an earlier claim left, which was under way, has been there since any time after.
         if !self.unheard {
-            self.sent = Instant::now();
+            self.sent = Moment::now();
         }
         let (claimed, leased) = self.claim_in_time().await?;
         let (sent, unheard) = (self.sent, self.unheard);
         let grant = |claim| Grant {
             claim,
-            sent,
+            sent: sent.monotonic,
             leased,
             unheard,
         };
@@ -79,18 +80,19 @@ impl<S: Store> Ask for Claiming<'_, S> {
 impl<S: Store> Claiming<'_, S> {
     /// What the claim met, and when the lease was asked for that its record may have: a claim that
     /// meets its own token renews nothing. A lease that is lost before it is known is asked for again.
-    async fn claim_in_time(&mut self) -> Result<(Claimed, Instant), StoreError> {
+    async fn claim_in_time(&mut self) -> Result<(Claimed, Moment), StoreError> {
         let exchange = self.exchange;
         for _ in 0..3 {
             let claimed = exchange.try_claim(&self.request, &mut self.unheard).await?;
             let Claimed::Acquired(claim) = &claimed else {
                 return Ok((claimed, self.sent));
             };
+            let before = std::mem::replace(&mut self.unheard, true);
             if let Some(leased) = exchange.fresh(claim, self.sent).await? {
+                self.unheard = before;
                 return Ok((claimed, leased));
             }
         }
-        exchange.withdraw(self.request.claim(0, SystemTime::UNIX_EPOCH));
         let reason = "leases are over before they are known";
         Err(StoreError::unavailable(reason))
     }
@@ -107,41 +109,41 @@ impl<S: Store> Exchange<S> {
         let mut claiming = Claiming {
             exchange: self,
             request: self.claim_request(token),
-            sent: Instant::now(),
+            sent: Moment::now(),
             unheard: false,
         };
-        match self.enter(token, &mut claiming, reply).await {
+        let entered = self.enter(token, &mut claiming, reply).await;
+        if claiming.unheard && !matches!(entered, Entered::Granted(..)) {
+            self.withdraw(claiming.request.claim(0, SystemTime::UNIX_EPOCH));
+        }
+        match entered {
             Entered::Granted(Right::Claimed(grant), listed) => Entry::Claimed(grant, listed),
             Entered::Granted(Right::Abandoned(grant), listed) => Entry::Abandoned(grant, listed),
-            Entered::Existing(existing) => {
-                if claiming.unheard {
-                    self.withdraw(claiming.request.claim(0, SystemTime::UNIX_EPOCH));
-                }
-                Entry::Answer(self.answer_existing(&existing))
-            }
+            Entered::Existing(existing) => Entry::Answer(self.answer_existing(&existing)),
             Entered::Down(error) => self.store_down(&claiming.request, &error),
         }
     }
 
     /// No handler starts on a lease that is half over, since the acknowledgement took so long: it is
     /// renewed first. When it was last confirmed, or `None` if it is lost.
-    async fn fresh(&self, claim: &Claim, sent: Instant) -> Result<Option<Instant>, StoreError> {
+    async fn fresh(&self, claim: &Claim, sent: Moment) -> Result<Option<Moment>, StoreError> {
         let lease = self.policy.lease;
-        if sent.elapsed() < lease / 2 {
+        let is_recent = |sent: Moment| {
+            let age = sent.age(Moment::now());
+            age.is_some_and(|age| age < lease / 2)
+        };
+        if is_recent(sent) {
             return Ok(Some(sent));
         }
         let renewal = LeaseRenewal {
             claim: claim.clone(),
             lease,
         };
-        let sent = Instant::now();
+        let sent = Moment::now();
         let store = &self.shared.core.store;
         let renewed = self.until_timeout(|| store.extend(std::slice::from_ref(&renewal)));
-        let renewed = renewed
-            .await
-            .inspect_err(|_| self.withdraw(claim.clone()))?;
-        let in_time = sent.elapsed() < lease / 2;
-        Ok((in_time && renewed == [Renewed::Kept]).then_some(sent))
+        let renewed = renewed.await?;
+        Ok((renewed == [Renewed::Kept] && is_recent(sent)).then_some(sent))
     }
 
     pub(super) fn claim_request(&self, token: Token) -> ClaimRequest {
@@ -156,24 +158,23 @@ impl<S: Store> Exchange<S> {
     }
 
     /// Sends the claim, again after an error, until the store timeout. A claim whose acknowledgement
-    /// was lost meets its own token, unless it is `unheard` and still under way.
+    /// was lost meets its own token, unless it is `unheard` and still under way: whoever ends without it is
+    /// to [withdraw](Self::withdraw) it.
     pub(super) async fn try_claim(
         &self,
         request: &ClaimRequest,
         unheard: &mut bool,
     ) -> Result<Claimed, StoreError> {
         let store = &self.shared.core.store;
-        let mut sent = 0;
+        let mut sent = 0_usize;
         let claim = || {
             sent += 1;
             store.claim(request)
         };
         let result = self.guarded(claim).await;
-        *unheard |= sent > 1;
         let is_unknown = |error: &StoreError| error.kind() == StoreErrorKind::Unavailable;
-        if sent > 0 && result.as_ref().is_err_and(is_unknown) {
-            self.withdraw(request.claim(0, SystemTime::UNIX_EPOCH));
-        }
+        let heard = !result.as_ref().is_err_and(is_unknown);
+        *unheard |= sent > usize::from(heard);
         result
     }
 

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 use super::Exchange;
 use super::claim::Grant;
 use super::follow::{Ask, Asked};
+use crate::moment::Moment;
 use crate::policy::Lost;
 use crate::running::IN_PROGRESS;
 use crate::store::{
@@ -85,7 +86,7 @@ impl<S: TransactionalStore> Opening<'_, S> {
     async fn clear(&self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
         let exchange = self.exchange;
         let store = &exchange.shared.core.store;
-        let sent = Instant::now();
+        let sent = Moment::now();
         let mut unheard = false;
         // Nothing runs under it, so nothing is unknown where it is lost. What takes it back must never
         // take the record of the transaction for it.
@@ -94,7 +95,11 @@ impl<S: TransactionalStore> Opening<'_, S> {
             lost: Lost::Rerun,
             ..self.attempt.clone()
         };
-        match exchange.try_claim(&claim, &mut unheard).await? {
+        let claimed = exchange.try_claim(&claim, &mut unheard).await;
+        if unheard && matches!(claimed, Ok(Claimed::Existing(_)) | Err(_)) {
+            exchange.withdraw(claim.claim(0, SystemTime::UNIX_EPOCH));
+        }
+        match claimed? {
             Claimed::Acquired(claim) => {
                 let released = exchange.until_timeout(|| store.release(&claim)).await;
                 // Or its lease ended meanwhile, and somebody else has the record.
@@ -108,18 +113,13 @@ impl<S: TransactionalStore> Opening<'_, S> {
             Claimed::Abandoned(claim) => {
                 let grant = Grant {
                     claim,
-                    sent,
+                    sent: sent.monotonic,
                     leased: sent,
                     unheard,
                 };
                 Ok(Some(Asked::Granted(Way::Abandoned(grant))))
             }
-            Claimed::Existing(existing) => {
-                if unheard {
-                    exchange.withdraw(claim.claim(0, SystemTime::UNIX_EPOCH));
-                }
-                Ok(Some(Asked::Existing(existing)))
-            }
+            Claimed::Existing(existing) => Ok(Some(Asked::Existing(existing))),
         }
     }
 }

@@ -3,8 +3,9 @@ use http::Response;
 use http::header::HeaderValue;
 
 use super::Exchange;
-use crate::cache::{Fill, Moment};
+use crate::cache::Fill;
 use crate::headers;
+use crate::moment::Moment;
 use crate::rejection::{Code, Rejection};
 use crate::stats::Event;
 use crate::store::{Completed, Existing, Store};

@@ -189,7 +189,7 @@ impl<S: Store> Exchange<S> {
     }
 
     /// Writes until the store confirms or refuses.
-    async fn write(&self, claim: &Claim, write: &Write) -> Result<(), StoreError> {
+    pub(super) async fn write(&self, claim: &Claim, write: &Write) -> Result<(), StoreError> {
         let store = &self.shared.core.store;
         let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
         let mut unheard = false;

@@ -1,6 +1,7 @@
 //! An operation whose writes, messages and answer commit in one transaction.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use axum_core::body::Body;
@@ -14,17 +15,18 @@ use tower_service::Service;
 use super::execute::Ended;
 use super::follow::Entered;
 use super::open::{Opening, Way};
+use super::settle::Write;
 use super::{Exchange, Reply};
 use crate::backoff::Backoff;
 use crate::body::Whole;
 use crate::extract::{IdempotencyContext, References, Standing};
-use crate::policy::{Disposition, Ending, Policy, TransactionalDisposition};
+use crate::policy::{Disposition, Ending, Lost, Policy, TransactionalDisposition};
 use crate::rejection::{Code, Rejection};
 use crate::stats::Event;
 use crate::store::transaction::Slot;
 use crate::store::{
-    ClaimRequest, CommitError, Completion, Entry, StoreError, StoreErrorKind, Token,
-    TransactionalStore, Verdict, Writes,
+    ClaimRequest, Claimed, CommitError, Completion, Entry, Existing, StoreError, StoreErrorKind,
+    Token, TransactionalStore, Verdict, Writes,
 };
 
 /// What became of one run.
@@ -34,6 +36,8 @@ enum Finished<E> {
     Recorded(Result<Response<Body>, E>, Completion, SystemTime),
     /// Everything is rolled back, and another run may succeed.
     Conflict(Code),
+    /// The handler has ended the transaction, and may have committed.
+    Ended(References),
 }
 
 impl<S: TransactionalStore> Exchange<S> {
@@ -116,6 +120,16 @@ impl<S: TransactionalStore> Exchange<S> {
                     self.tell(listed, Some(shown), fill);
                     return reply.send(answer);
                 }
+                Finished::Ended(references) => {
+                    let answer = Ok(self.render(Rejection::new(Code::TransactionEnded)));
+                    let mut held = pin!(self.hold_ended(&attempt, &references));
+                    if timeout(self.policy.settle_timeout, &mut held).await.is_ok() {
+                        drop(listed);
+                        return reply.send(answer);
+                    }
+                    reply.send_early(answer);
+                    return held.await;
+                }
             }
             drop(listed);
             backoff.pause().await;
@@ -140,12 +154,16 @@ impl<S: TransactionalStore> Exchange<S> {
             TransactionalDisposition::Refuse => (Writes::Undo, false),
             TransactionalDisposition::Hold => (Writes::Undo, true),
             TransactionalDisposition::Undo => {
-                self.roll_back(transaction).await;
-                return Finished::Answer(self.answer_of(ended).await);
+                return match self.roll_back(transaction, attempt.token).await {
+                    Err(CommitError::Ended) => self.ended(references),
+                    Ok(()) | Err(_) => Finished::Answer(self.answer_of(ended).await),
+                };
             }
             TransactionalDisposition::Conflict => {
-                self.roll_back(transaction).await;
-                return Finished::Conflict(Code::TransactionConflict);
+                return match self.roll_back(transaction, attempt.token).await {
+                    Err(CommitError::Ended) => self.ended(references),
+                    Ok(()) | Err(_) => Finished::Conflict(Code::TransactionConflict),
+                };
             }
         };
         let (mut answer, answered) = self.answers(ended, Disposition::Store).await;
@@ -170,15 +188,63 @@ impl<S: TransactionalStore> Exchange<S> {
                 }
                 Finished::Recorded(answer, entry.completion, expires_at)
             }
+            Err(CommitError::Ended) => self.ended(entry.completion.references),
             Err(error) => self.uncommitted(&error).await,
         }
     }
 
-    async fn roll_back(&self, transaction: S::Transaction) {
+    async fn roll_back(
+        &self,
+        transaction: S::Transaction,
+        token: Token,
+    ) -> Result<(), CommitError> {
         let store = &self.shared.core.store;
-        let rollback = timeout(self.shared.store_timeout, store.rollback(transaction));
-        if rollback.await.is_err() {
+        let rollback = timeout(
+            self.shared.store_timeout,
+            store.rollback(transaction, token),
+        );
+        rollback.await.unwrap_or_else(|_elapsed| {
             tracing::warn!(id = %self.identity.id(), "rollback is not acknowledged");
+            Ok(())
+        })
+    }
+
+    fn ended<E>(&self, references: References) -> Finished<E> {
+        let (id, operation) = (self.identity.id(), self.identity.operation());
+        tracing::error!(%id, operation, "{}", CommitError::Ended);
+        Finished::Ended(references)
+    }
+
+    /// What the handler may have committed must not be done again: a person is to look first.
+    async fn hold_ended(&self, attempt: &ClaimRequest, references: &References) {
+        let claim = ClaimRequest {
+            lost: Lost::Hold,
+            ..attempt.clone()
+        };
+        let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
+        let claimed = loop {
+            match self.try_claim(&claim, &mut false).await {
+                Ok(Claimed::Existing(Existing::InProgress { .. })) => {}
+                Err(error) if error.kind() == StoreErrorKind::Unavailable => {}
+                claimed => break claimed,
+            }
+            backoff.pause().await;
+        };
+        let held = match claimed {
+            Ok(Claimed::Acquired(claim) | Claimed::Abandoned(claim)) => {
+                self.write(&claim, &Write::Hold(references.clone())).await
+            }
+            Ok(Claimed::Existing(Existing::Held)) => Ok(()),
+            Ok(Claimed::Existing(_)) => Err(StoreError::claim_lost()),
+            Err(error) => Err(error),
+        };
+        match held {
+            Ok(()) => self.warn_held(),
+            Err(error) => {
+                let (id, operation) = (self.identity.id(), self.identity.operation());
+                let cause: &dyn std::error::Error = &error;
+                tracing::error!(%id, operation, error = cause, "cannot be held, and may have run twice");
+            }
         }
     }
 
@@ -231,10 +297,7 @@ impl<S: TransactionalStore> Exchange<S> {
                 tracing::error!(%id, operation, error = source, "{error}");
                 return Finished::Conflict(Code::TransactionAborted);
             }
-            CommitError::Ended => {
-                tracing::error!(%id, operation, "{error}");
-                Code::TransactionEnded
-            }
+            CommitError::Ended => Code::TransactionEnded,
             CommitError::Unknown(_) => {
                 tracing::error!(%id, operation, error = source, "{error}");
                 Code::AnswerNotRecorded

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::{Attempts, BEATS, ClaimState, Kept, News, Pulse, Running};
+use crate::moment::Moment;
 use crate::store::{LeaseRenewal, Renewed, Store, StoreError};
 
 impl Attempts {
@@ -37,7 +38,7 @@ impl Running {
         due.map(|kept| kept.renewal.clone()).collect()
     }
 
-    pub(super) fn renewed(&self, due: &[LeaseRenewal], sent: Instant, outcome: &[Renewed]) {
+    pub(super) fn renewed(&self, due: &[LeaseRenewal], sent: Moment, outcome: &[Renewed]) {
         let mut attempts = self.lock();
         for (renewal, renewed) in due.iter().zip(outcome) {
             let Some(attempt) = attempts.by_token.get_mut(&renewal.claim.token) else {
@@ -49,7 +50,7 @@ impl Running {
             match renewed {
                 Renewed::Kept => {
                     kept.lease.confirm(sent, renewal.lease);
-                    kept.next_beat = sent + renewal.lease / BEATS;
+                    kept.next_beat = sent.monotonic + renewal.lease / BEATS;
                 }
                 Renewed::Busy => {
                     kept.next_beat = Instant::now() + renewal.lease / (4 * BEATS);
@@ -98,8 +99,8 @@ impl Heart {
                 () = tokio::time::sleep_until(next.into()) => {}
                 () = changed.notified() => continue,
             }
-            let sent = Instant::now();
-            let due = running.due(pulse, sent);
+            let sent = Moment::now();
+            let due = running.due(pulse, sent.monotonic);
             if due.is_empty() {
                 continue;
             }

@@ -15,6 +15,7 @@ use http::request::Parts;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 
 use super::progress::{self, PhaseMisuse, Progress, Unsaved};
 use super::{Claim, CommitError, StoreError, StoreErrorKind, TransactionalStore};
@@ -238,8 +239,12 @@ where
         let (after, value) = match worked {
             Ok(worked) => worked,
             Err(error) => {
-                store.rollback(transaction).await;
-                return Err(error);
+                let rollback = store.rollback(transaction, attempt.claim.token);
+                return Err(match timeout(attempt.times.patience, rollback).await {
+                    Ok(Ok(())) => error,
+                    Ok(Err(ended)) => ended.into(),
+                    Err(silent) => PhaseError::Conflict(StoreError::unavailable(silent)),
+                });
             }
         };
         let references = attempt.context.references();
@@ -325,18 +330,13 @@ impl<S: PhasedStore> Attempt<S> {
         // Unknown from here on, should this be dropped.
         way.saved = None;
         let saved = self.store.save_phase(transaction, &self.claim, step).await;
-        let error = match saved {
+        match saved {
             Ok(()) => {
                 way.saved = Some(step.after.clone());
                 return Ok(());
             }
-            Err(error) => error,
-        };
-        match error {
-            CommitError::Ended => return Err(PhaseError::Ended),
-            CommitError::Aborted(error) => return Err(PhaseError::Aborted(error)),
-            CommitError::Conflict(error) => return Err(PhaseError::Conflict(error)),
-            CommitError::Recorded | CommitError::Unknown(_) => {}
+            Err(CommitError::Recorded | CommitError::Unknown(_)) => {}
+            Err(error) => return Err(error.into()),
         }
         let (now, _) = self.settled().await?.ok_or(PhaseError::ClaimLost)?;
         if now.to_json() == step.after.to_json() {
@@ -410,7 +410,8 @@ impl IntoResponse for MissingPhases {
 /// Why a phase is not finished. `E` is the error of its work.
 ///
 /// As the answer of a handler: that of `E`; 503 with `Retry-After` where trying again may help; else
-/// 500. Every answer but that of `E`, [`Ended`](Self::Ended), [`Aborted`](Self::Aborted) and
+/// 500. Where the work failed since its connection is lost, that is a [`Conflict`](Self::Conflict), not an
+/// answer of `E`. Every answer but that of `E`, [`Ended`](Self::Ended), [`Aborted`](Self::Aborted) and
 /// [`Misuse`](Self::Misuse) frees the key, so that the next attempt resumes after the last
 /// finished phase; of misuse, [`PhaseMisuse::Diverged`] does, too.
 #[derive(Debug)]
@@ -432,11 +433,13 @@ pub enum PhaseError<E> {
         /// Why.
         source: serde_json::Error,
     },
-    /// Another transaction was in the way: the phase is rolled back, and may be tried again.
+    /// Another transaction was in the way, or the connection is lost: the phase is rolled back, and may be
+    /// tried again.
     Conflict(StoreError),
     /// A statement had failed before, or a constraint does at the end: the phase is rolled back.
     Aborted(StoreError),
-    /// The work ended the transaction by itself, and may have committed: there is no recovery point.
+    /// The work ended the transaction by itself, and may have committed: there is no recovery point, and the
+    /// key is held for a person.
     Ended,
     /// The store cannot be reached. A phase whose commit was under way is found out about by the next
     /// one of this operation.
@@ -450,6 +453,18 @@ impl<E> PhaseError<E> {
             Self::ClaimLost | Self::Data { .. } | Self::Conflict(_) | Self::Store(_) => true,
             Self::Misuse(misuse) => matches!(misuse, PhaseMisuse::Diverged { .. }),
             Self::Work(_) | Self::Aborted(_) | Self::Ended => false,
+        }
+    }
+}
+
+impl<E> From<CommitError> for PhaseError<E> {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Ended => Self::Ended,
+            CommitError::Aborted(error) => Self::Aborted(error),
+            CommitError::Conflict(error) => Self::Conflict(error),
+            CommitError::Recorded => Self::ClaimLost,
+            CommitError::Unknown(error) => Self::Store(error),
         }
     }
 }
@@ -528,7 +543,7 @@ impl IntoResponse for SavedError {
 
 impl<E: IntoResponse> IntoResponse for PhaseError<E> {
     fn into_response(self) -> Response {
-        let frees_key = self.frees_key();
+        let (frees_key, ended) = (self.frees_key(), matches!(self, Self::Ended));
         let status = match &self {
             Self::ClaimLost | Self::Conflict(_) | Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -544,6 +559,8 @@ impl<E: IntoResponse> IntoResponse for PhaseError<E> {
         }
         if frees_key {
             response.extensions_mut().insert(Outcome::Release);
+        } else if ended {
+            response.extensions_mut().insert(Outcome::Hold);
         }
         response
     }

@@ -117,6 +117,14 @@ pub(crate) trait Records: Sync {
         claim: &Claim,
         references: &References,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Whether no claim of this identity is under way that nobody sees yet.
+    fn is_settled(
+        &self,
+        _identity: &Identity,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        std::future::ready(Ok(true))
+    }
 }
 
 /// How a claim takes over the record it met.
@@ -220,12 +228,20 @@ pub(crate) async fn complete(
     }
 }
 
+/// A claim whose commit takes long appears after a release that found nothing: there is to be none when the
+/// record is looked for.
 pub(crate) async fn release(records: &impl Records, claim: &Claim) -> Result<(), StoreError> {
     if records.delete_claimed(claim).await? || records.give_up(claim).await? {
         return Ok(());
     }
+    if !records.is_settled(&claim.identity).await? {
+        return Err(StoreError::unavailable("a claim is under way"));
+    }
     match records.select(&claim.identity).await? {
         None => Ok(()),
+        Some(row) if row.token == claim.token && row.state != State::Completed => {
+            Err(StoreError::unavailable("the claim has only just come"))
+        }
         Some(_) => Err(StoreError::claim_lost()),
     }
 }

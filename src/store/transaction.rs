@@ -11,7 +11,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
-use super::{ClaimRequest, Completion, Store, StoreError};
+use super::{ClaimRequest, Completion, Store, StoreError, Token};
 
 /// A store that has transactions: handler's writes and record commit together, or not at all.
 ///
@@ -52,9 +52,18 @@ pub trait TransactionalStore: Store {
         entry: &Entry,
     ) -> impl Future<Output = Result<SystemTime, CommitError>> + Send;
 
-    /// Rolls everything back. An error is none of the caller's business: what is not committed is
-    /// rolled back in the end.
-    fn rollback(&self, transaction: Self::Transaction) -> impl Future<Output = ()> + Send;
+    /// Rolls everything back. `token` is that of the attempt.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError::Ended`] where the store knows that the handler has ended the transaction by itself
+    /// before, and may have committed it, and [`CommitError::Conflict`] where the connection is lost, so that
+    /// it is rolled back without us.
+    fn rollback(
+        &self,
+        transaction: Self::Transaction,
+        token: Token,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
 
     /// What became of a commit that was not acknowledged. Waits for the old transaction to end.
     fn confirm(

@@ -304,8 +304,8 @@ impl<S: TransactionalStore> TransactionalStore for Flaky<S> {
         self.called().commit(transaction, request, entry).await
     }
 
-    async fn rollback(&self, transaction: S::Transaction) {
-        self.called().rollback(transaction).await;
+    async fn rollback(&self, transaction: S::Transaction, token: Token) -> Result<(), CommitError> {
+        self.called().rollback(transaction, token).await
     }
 
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use tower_idempotency::store::{
     ClaimRequest, Claimed, CommitError, PhasedStore, Progress, Step, Token,
 };
-use tower_idempotency::{Fingerprint, Identity, Lost, References, Store};
+use tower_idempotency::{Fingerprint, Identity, Lost, Policy, References, Store};
 
 use crate::shop::postgres::Shop;
 use crate::shop::{Script, Shopping, WHOLE, resuming};
@@ -107,4 +107,25 @@ async fn a_phase_whose_connection_is_cut_is_run_again() {
     assert_eq!(node.order("").await.status, StatusCode::CREATED);
     assert_eq!(shop.ledger().await, WHOLE);
     assert_eq!(WHOLE.map(|phase| script.worked(phase)), [1, 2, 1]);
+}
+
+/// Its work fails of that; the error is not an answer to keep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_phase_whose_work_fails_of_a_cut_connection_is_run_again() {
+    let shop = Shop::start().await;
+    let script = Script::default();
+    let node = shop.node(&script, Policy::critical()).await;
+    script.halt_at("in ordered");
+    let cut = async {
+        script.reached().await;
+        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+            where state = 'idle in transaction' and datname = current_database()";
+        sqlx::query(cut).execute(&shop.pool).await.unwrap();
+        script.let_go();
+    };
+    let (first, ()) = tokio::join!(node.order("fail"), cut);
+    assert_eq!(first.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.order("").await.status, StatusCode::CREATED);
+    assert_eq!(shop.ledger().await, WHOLE);
+    assert_eq!(WHOLE.map(|phase| script.worked(phase)), [2, 1, 1]);
 }

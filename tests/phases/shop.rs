@@ -15,7 +15,7 @@ use futures_util::future::{AbortHandle, Abortable};
 use tokio::sync::Semaphore;
 use tower_idempotency::store::{
     Begun, Claim, ClaimRequest, CommitError, Entry, PhaseError, PhasedStore, Phases, Progress,
-    Step, TransactionalStore, Verdict,
+    Step, Token, TransactionalStore, Verdict,
 };
 use tower_idempotency::{
     Detached, IdempotencyContext, IdempotencyLayer, Lost, Outcome, Policy, References, Scope,
@@ -165,8 +165,8 @@ impl<S: TransactionalStore> TransactionalStore for Deaf<S> {
         self.store.inner().commit(transaction, request, entry).await
     }
 
-    async fn rollback(&self, transaction: S::Transaction) {
-        self.store.inner().rollback(transaction).await;
+    async fn rollback(&self, transaction: S::Transaction, token: Token) -> Result<(), CommitError> {
+        self.store.inner().rollback(transaction, token).await
     }
 
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
@@ -198,7 +198,7 @@ impl<S: PhasedStore> PhasedStore for Deaf<S> {
                 Err(unknown)
             }
             _ => {
-                store.rollback(transaction).await;
+                store.rollback(transaction, claim.token).await?;
                 Err(unknown)
             }
         }

@@ -256,3 +256,53 @@ async fn c5_a_claim_that_waited_for_another_insert_sees_its_record() {
     let claimed = waiting.await.unwrap().unwrap();
     assert!(matches!(claimed, Claimed::Existing(_)), "{claimed:?}");
 }
+
+/// Commits of these records take a while.
+const SLOW_COMMIT: &str = "
+create function dawdle() returns trigger language plpgsql as $$
+begin perform pg_sleep(1.5); return null; end $$;
+create constraint trigger dawdle after insert or update on idempotency.record
+deferrable initially deferred for each row execute function dawdle()";
+
+/// Nobody sees a claim that is being committed; a release that took it for absent would leave it to its
+/// lease.
+async fn a_claim_that_is_being_committed_is_released(fixture: &Fixture, store: PgStore) {
+    let late = request("key");
+    let claim = super::claim_of(&late);
+    let claiming = store.clone();
+    let claimed = tokio::spawn(async move { claiming.claim(&late).await });
+    super::until("the commit takes long", async || {
+        super::backends(&fixture.pool, "wait_event = 'PgSleep'").await == 1
+    })
+    .await;
+    let refused = store.release(&claim).await.unwrap_err();
+    assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+    super::until("it is released", async || {
+        store.release(&claim).await.is_ok()
+    })
+    .await;
+    let claimed = claimed.await.unwrap().unwrap();
+    assert!(matches!(claimed, Claimed::Acquired(_)), "{claimed:?}");
+    let records = "select count(*) from idempotency.record";
+    assert_eq!(super::number(&fixture.pool, records).await, 0);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_being_committed_is_not_taken_for_absent() {
+    let fixture = Fixture::new().await;
+    sql(&fixture.pool, SLOW_COMMIT).await;
+    for group in [false, true] {
+        let store = PgStore::builder(fixture.pool.clone()).with_group_commit(group);
+        a_claim_that_is_being_committed_is_released(&fixture, store.build()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_takeover_that_is_being_committed_is_not_taken_for_lost() {
+    let fixture = Fixture::new().await;
+    acquire(&fixture.store, &request("key")).await;
+    let late = "update idempotency.record set leased_until = now()";
+    sql(&fixture.pool, late).await;
+    sql(&fixture.pool, SLOW_COMMIT).await;
+    a_claim_that_is_being_committed_is_released(&fixture, fixture.store.clone()).await;
+}

@@ -13,8 +13,8 @@ on_both_stores!(
     t1_a_handler_that_fails_leaves_nothing_and_the_retry_runs,
     t2_a_constraint_that_fails_at_commit_is_a_500_and_the_key_is_free,
     t8_a_replay_writes_nothing,
-    t11_a_handler_that_commits_by_itself_is_told_apart,
-    t11_a_handler_that_rolls_back_by_itself_is_told_apart,
+    t11_a_handler_that_commits_by_itself_is_told_apart_and_held,
+    t11_a_handler_that_rolls_back_by_itself_has_done_nothing,
     t12_a_handler_that_takes_no_transaction_has_its_answer_stored,
     x1_a_5xx_rolls_back_and_frees_the_key,
     x1_a_panic_rolls_back_and_frees_the_key,
@@ -73,23 +73,33 @@ async fn t8_a_replay_writes_nothing(bank: impl Banking) {
     assert_eq!((bank.ledger().await, runs.count()), (1, 1));
 }
 
-async fn t11_a_handler_that_commits_by_itself_is_told_apart(bank: impl Banking) {
+/// What the handlers committed stays, and is not done again.
+async fn t11_a_handler_that_commits_by_itself_is_told_apart_and_held(bank: impl Banking) {
+    let runs = Runs::free();
     for (key, then) in [("a", "commit"), ("b", "commit; begin")] {
-        let site = bank.open(&Runs::free(), policy()).await;
+        let site = bank.open(&runs, policy().with_reruns(1)).await;
         let first = paid(&site, key, then).await;
         first.assert_problem(500, "transaction-ended");
-        assert_eq!(bank.records().await, 0);
+        let second = paid(&site, key, "201").await;
+        second.assert_problem(409, "outcome-unknown");
     }
-    // What the handlers committed stays.
-    assert_eq!(bank.ledger().await, 2);
+    assert_eq!((bank.ledger().await, bank.records().await), (2, 2));
+    assert_eq!(runs.count(), 2);
 }
 
-async fn t11_a_handler_that_rolls_back_by_itself_is_told_apart(bank: impl Banking) {
+async fn t11_a_handler_that_rolls_back_by_itself_has_done_nothing<B: Banking>(bank: B) {
     let site = bank.open(&Runs::free(), policy()).await;
     let first = paid(&site, "a", "rollback").await;
-    first.assert_problem(500, "transaction-ended");
-    assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
-    paid(&site, "a", "201").await.assert_run(2);
+    let second = paid(&site, "a", "201").await;
+    if B::TELLS_COMMITS {
+        first.assert_problem(500, "transaction-aborted");
+        second.assert_run(2);
+        assert_eq!((bank.ledger().await, bank.records().await), (1, 1));
+    } else {
+        first.assert_problem(500, "transaction-ended");
+        second.assert_problem(409, "outcome-unknown");
+        assert_eq!((bank.ledger().await, bank.records().await), (0, 1));
+    }
 }
 
 async fn t12_a_handler_that_takes_no_transaction_has_its_answer_stored(bank: impl Banking) {

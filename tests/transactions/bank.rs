@@ -19,6 +19,9 @@ pub type Layer<S> = IdempotencyLayer<S, tower_idempotency::Transactional>;
 pub trait Banking: Send + Sync + Sized + 'static {
     type Store: TransactionalStore + Clone;
 
+    /// Whether the database can tell a commit of the handler's from a rollback.
+    const TELLS_COMMITS: bool;
+
     fn start() -> impl Future<Output = Self> + Send;
 
     fn store(&self) -> Self::Store;
@@ -182,6 +185,18 @@ macro_rules! handlers {
                     let sql = sqlx::AssertSqlSafe(then.to_owned());
                     sqlx::raw_sql(sql).execute(&mut *tx).await.unwrap();
                 }
+                // Statements one after the other, which may fail, and then the answer.
+                _ if then.starts_with("commit") => {
+                    let (sql, then) = then.rsplit_once(' ').unwrap();
+                    for statement in sql.split("; ") {
+                        let statement = sqlx::AssertSqlSafe(statement.to_owned());
+                        sqlx::raw_sql(statement).execute(&mut *tx).await.ok();
+                    }
+                    if then == "conflict" {
+                        return Outcome::Conflict.into_response();
+                    }
+                    return answer(then, run);
+                }
                 "deferred" => {
                     let orphan = sqlx::query("insert into child (parent) values (7)");
                     orphan.execute(&mut *tx).await.unwrap();
@@ -227,6 +242,8 @@ pub mod postgres {
 
     impl Banking for Bank {
         type Store = PgStore;
+
+        const TELLS_COMMITS: bool = true;
 
         async fn start() -> Self {
             let database = TestDatabase::create().await;
@@ -307,6 +324,8 @@ pub mod sqlite {
 
     impl Banking for Bank {
         type Store = SqliteStore;
+
+        const TELLS_COMMITS: bool = false;
 
         async fn start() -> Self {
             static COUNTER: AtomicUsize = AtomicUsize::new(0);

@@ -185,7 +185,7 @@ async fn a_commit_that_is_cancelled_at_any_point_is_what_its_confirmation_says(b
             (Verdict::RolledBack, Begun::Open(transaction)) => {
                 assert!(done.is_none(), "it was acknowledged");
                 rolled_back += 1;
-                store.rollback(transaction).await;
+                store.rollback(transaction, request.token).await.unwrap();
             }
             (verdict, _) => panic!(
                 "it is otherwise, after {} polls: {verdict:?}",

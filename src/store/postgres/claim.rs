@@ -1,8 +1,9 @@
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row as _};
+use tokio::time::timeout;
 
 use super::PgStore;
 use super::connection::{Done, is_locked};
@@ -10,6 +11,7 @@ use super::group::{Complete, Delete, Insert, Select};
 use super::settle::{delete, update};
 use super::types::PgUuid;
 use crate::extract::References;
+use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
 use crate::policy::Lost;
 use crate::store::lent::error;
@@ -69,6 +71,9 @@ where id = (
     for update skip locked
 )
 returning extract(epoch from expires_at)::float8";
+
+const UNLOCKED: &str = "
+select from idempotency.record where id = $1 for no key update skip locked";
 
 const HOLD_LOST: &str = "
 update idempotency.record set state = 'held', sweep_at = 'infinity'
@@ -155,6 +160,11 @@ impl Records for PgStore {
     ) -> Result<bool, StoreError> {
         self.update_held(claim, references).await
     }
+
+    /// An insert waits for one that is under way, and a takeover has the record locked.
+    async fn is_settled(&self, identity: &Identity) -> Result<bool, StoreError> {
+        Ok(self.probe(identity).await? || self.is_unlocked(identity).await?)
+    }
 }
 
 impl PgStore {
@@ -174,6 +184,39 @@ impl PgStore {
     ) -> Result<Option<Row>, StoreError> {
         let done = self.run(select(identity)).await?;
         done.rows.first().map(read).transpose()
+    }
+
+    /// Whether the identity has no record, committed or about to be. What is inserted waits for a record
+    /// under the same id that is not committed yet, and is never committed itself: that would be a claim of
+    /// nobody's.
+    pub(super) async fn probe(&self, identity: &Identity) -> Result<bool, StoreError> {
+        let probe = ClaimRequest {
+            identity: identity.clone(),
+            fingerprint: Fingerprint::of_bytes(b""),
+            token: Token::random()?,
+            lost: Lost::Rerun,
+            lease: Duration::ZERO,
+            ttl: Duration::ZERO,
+        };
+        let mut connection = self.connection().await?;
+        let inserted = async {
+            let mut transaction = self.begin(&mut connection).await?;
+            let query = insert(&probe).persistent(false);
+            let inserted = query.fetch_optional(&mut *transaction).await?;
+            transaction.rollback().await?;
+            Ok(inserted.is_some())
+        };
+        let inserted = timeout(self.patience, inserted).await;
+        let inserted = inserted.unwrap_or_else(|silent| Err(sqlx::Error::Io(silent.into())));
+        if inserted.as_ref().map_or_else(is_locked, |_| true) {
+            connection.keep();
+        }
+        inserted.map_err(error)
+    }
+
+    async fn is_unlocked(&self, identity: &Identity) -> Result<bool, StoreError> {
+        let query = sqlx::query(UNLOCKED).bind(PgUuid::from(identity.id()));
+        Ok(!self.run(query).await?.rows.is_empty())
     }
 }
 

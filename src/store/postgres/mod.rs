@@ -20,6 +20,7 @@ mod phases;
 mod settle;
 mod sweep;
 mod transaction;
+mod transactions;
 mod types;
 mod waiting;
 
@@ -45,8 +46,8 @@ pub use super::tx_error::{TxError, is_conflict};
 use group::Group;
 pub use phases::Phases;
 use sweep::Sweeping;
-use transaction::Transactions;
 pub use transaction::Tx;
+use transactions::Transactions;
 pub(crate) use types::PgUuid;
 use waiting::{Waiting, Wakes};
 
@@ -144,7 +145,7 @@ impl PgStore {
         PgStoreBuilder {
             pool,
             max_connections: 8,
-            max_transactions: transaction::MAX_TRANSACTIONS,
+            max_transactions: transactions::MAX_TRANSACTIONS,
             statement_timeout: Duration::from_secs(5),
             pgbouncer: false,
             share_pool: false,
@@ -207,7 +208,8 @@ impl PgStoreBuilder {
     /// name, and no setting of the session is relied on. Duplicates that wait only poll. Default: `false`.
     ///
     /// Nor can a session refuse what is written outside of the layer's transaction: a handler that drops the
-    /// future of `tx.begin()`, or sends `commit`, ends that transaction, and commits alone what it writes then.
+    /// future of `tx.begin()` ends that transaction, and commits alone what it writes then. Its key is held for
+    /// a person.
     ///
     /// PgBouncer needs `ignore_startup_parameters = extra_float_digits`. Run
     /// [`migrate`](PgStore::migrate) over a direct connection.
@@ -265,16 +267,16 @@ impl PgStoreBuilder {
         let (pool, transactions) = if self.share_pool {
             (self.pool.clone(), self.pool)
         } else {
-            (connection::own_pool(&self), transaction::own_pool(&self))
+            (connection::own_pool(&self), transactions::own_pool(&self))
         };
         let waiting = (!self.share_pool && !self.pgbouncer).then(|| {
             let server = pool.connect_options().as_ref().clone();
             Waiting::new(server, self.statement_timeout)
         });
         let kind = match (self.share_pool, self.pgbouncer) {
-            (true, _) => transaction::Kind::Shared,
-            (false, true) => transaction::Kind::Pooled,
-            (false, false) => transaction::Kind::Own,
+            (true, _) => transactions::Kind::Shared,
+            (false, true) => transactions::Kind::Pooled,
+            (false, false) => transactions::Kind::Own,
         };
         let transactions = Transactions::new(transactions, kind, patience);
         PgStore {

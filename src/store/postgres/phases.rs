@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use sqlx::{Executor, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{PgConnection, Postgres, Row as _, Transaction};
 
 use super::PgStore;
 use super::held::identity;
-use super::transaction::{COMMIT, is_certain, mark, refused, settings};
+use super::transaction::{mark, refused};
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::RecordId;
@@ -88,9 +88,8 @@ impl PhasedStore for PgStore {
         claim: &Claim,
         limit: Duration,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let pgbouncer = self.pooled_begin.is_some();
-        let settings = settings(&claim.identity, claim.token, limit, pgbouncer);
-        let begun = self.transactions.begin(format!("{settings}; begin"));
+        let begin = self.begin_for(&claim.identity, claim.token, limit);
+        let begun = self.transactions.begin(begin);
         begun.await.map_err(lent::error)
     }
 
@@ -100,15 +99,15 @@ impl PhasedStore for PgStore {
         claim: &Claim,
         step: &Step,
     ) -> Result<(), CommitError> {
-        let connection = &mut *transaction;
-        save(connection, claim, step).await?;
-        match connection.execute(COMMIT).await {
-            Ok(_) => {
-                self.transactions.end(transaction);
-                Ok(())
+        match save(&mut transaction, claim, step).await {
+            Ok(()) => self.transactions.commit(transaction).await,
+            Err(CommitError::Recorded) => Err(CommitError::Recorded),
+            Err(error) => {
+                let refused = self
+                    .transactions
+                    .refused(&mut transaction, claim.token, error);
+                Err(refused.await)
             }
-            Err(error) if is_certain(&error) => Err(refused(error)),
-            Err(error) => Err(CommitError::Unknown(StoreError::unavailable(error))),
         }
     }
 

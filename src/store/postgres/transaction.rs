@@ -1,27 +1,16 @@
 use std::borrow::Cow;
-use std::convert::Infallible;
-use std::io;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sqlx::error::DatabaseError;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgDatabaseError, PgPoolOptions, PgSeverity};
-use sqlx::{
-    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
-    SqlSafeStr, Transaction,
-};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+use sqlx::{AssertSqlSafe, Error, Executor, PgConnection, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
-use super::handover::{Chained, Handover};
+use super::PgStore;
 use super::types::PgUuid;
-use super::{PgStore, PgStoreBuilder};
 use crate::digest::Fields;
 use crate::identity::Identity;
-use crate::store::lent::{self, RETURN_TIMEOUT};
+use crate::store::lent;
 use crate::store::protocol::{Records, State};
 use crate::store::sql::time;
 use crate::store::transaction::{Begun, CommitError, Entry, TransactionalStore, Verdict, Writes};
@@ -45,9 +34,6 @@ use crate::store::{ClaimRequest, StoreError, Token};
 /// ```
 pub type Tx = crate::store::Tx<Transaction<'static, Postgres>>;
 
-/// How many transactions a store has open at once, where nothing else is said.
-pub(super) const MAX_TRANSACTIONS: u32 = 10;
-
 /// The record comes last, and only into the transaction that carries the attempt's mark: where the
 /// handler has ended it, the mark is gone.
 const RECORD: &str = "
@@ -62,28 +48,11 @@ where current_setting('idempotency.attempt', true) = $13
 on conflict (id) do nothing
 returning extract(epoch from expires_at)::float8 as expires_at";
 
-/// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
-/// would only release the innermost of them. The empty one that follows is rolled back in passing, with the
-/// next that begins on the connection, or when it goes back to its pool.
-pub(super) const COMMIT: &str = "commit and chain";
-
-/// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
-/// in what is left of the transaction.
-const ROLLBACK: &str = "rollback and chain";
-
-/// What `and chain` does, where nothing was ended.
-const CHAIN: &str = "start transaction";
-
-const UNDO: &str = "rollback to savepoint idempotency_handler";
+pub(super) const UNDO: &str = "rollback to savepoint idempotency_handler";
 
 /// `raise` of `idempotency.enter`.
-const LOCKED: &str = "IK001";
-const RECORDED: &str = "IK002";
-
-/// Nothing is written outside of the transaction. sqlx rolls all of it back where a handler begins a
-/// savepoint and gives up waiting (https://github.com/launchbadge/sqlx/issues/4385); what the handler
-/// writes next would be committed alone.
-const SESSION: &str = "set default_transaction_read_only = on";
+pub(super) const LOCKED: &str = "IK001";
+pub(super) const RECORDED: &str = "IK002";
 
 /// sqlx names the statements of a handler `sqlx_s_1` and so on, on each connection anew, also where it
 /// keeps none of them: behind a pooler another connection has left the same names in the session. A
@@ -99,266 +68,43 @@ begin
 end
 $$;";
 
-/// Whose the connections are that transactions run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The store's.
-    Own,
-    /// The store's, to a pooler: each is a server's for as long as its transaction is open.
-    Pooled,
-    /// The application's, which may wait for them, too.
-    Shared,
-}
-
-/// Opens transactions for handlers.
-#[derive(Debug, Clone)]
-pub(super) struct Transactions {
-    pool: Arc<Mutex<PgPool>>,
-    /// Pools that were replaced, and may have connections in use.
-    replaced: Arc<Mutex<Vec<PgPool>>>,
-    kind: Kind,
-    /// How long one may take to begin.
-    patience: Duration,
-    handover: Handover,
-    /// Whoever is left to open a connection after its caller.
-    opening: Arc<Semaphore>,
-}
-
-impl Transactions {
-    pub(super) fn new(pool: PgPool, kind: Kind, patience: Duration) -> Self {
-        Self {
-            pool: Arc::new(Mutex::new(pool)),
-            replaced: Arc::default(),
-            kind,
-            patience,
-            handover: Handover::default(),
-            opening: Arc::new(Semaphore::new(1)),
-        }
+impl PgStore {
+    /// Everything before the handler, in one round trip. It begins as the implicit transaction of a
+    /// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
+    /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
+    fn enter(&self, request: &ClaimRequest, limit: Duration) -> String {
+        let (identity, lock) = (&request.identity, lock_of(&request.identity));
+        let (settings, attempt) = (self.settings(), attempt(request.token, limit));
+        let keep_mark = self.transactions.keep_mark(request.token);
+        format!(
+            "{settings};
+            select idempotency.enter('{}', {lock}, {attempt}), {keep_mark};
+            begin;
+            savepoint idempotency_handler",
+            identity.id()
+        )
     }
 
-    /// In a task of its own, since sqlx loses count of a transaction whose beginning is cancelled
-    /// (https://github.com/launchbadge/sqlx/issues/4385).
-    pub(super) async fn begin(
-        &self,
-        begin: String,
-    ) -> Result<Transaction<'static, Postgres>, Error> {
-        let transactions = self.clone();
-        let (caller, gone) = oneshot::channel::<Infallible>();
-        let begun = tokio::spawn(async move {
-            let pool = transactions.pool().clone();
-            let mut begun = pin!(transactions.begin_on_any(&pool, begin, gone));
-            if let Ok(begun) = timeout(transactions.patience, &mut begun).await {
-                return begun;
-            }
-            transactions.replace(&pool);
-            begun.await
-        });
-        let begun = begun.await;
-        drop(caller);
-        begun.unwrap_or_else(|error| Err(Error::Io(io::Error::other(error))))
+    /// The same for a phase.
+    pub(super) fn begin_for(&self, identity: &Identity, token: Token, limit: Duration) -> String {
+        let (settings, attempt) = (self.settings(), attempt(token, limit));
+        let (keep_mark, id) = (self.transactions.keep_mark(token), identity.id());
+        format!(
+            "{settings};
+            select idempotency.mark('{id}', {attempt}), {keep_mark};
+            begin;
+            savepoint idempotency_handler"
+        )
     }
 
-    /// Whoever does not wait any more gets no connection: it would only hold up who does.
-    async fn begin_on_any(
-        &self,
-        pool: &PgPool,
-        begin: String,
-        gone: oneshot::Receiver<Infallible>,
-    ) -> Result<Transaction<'static, Postgres>, Error> {
-        let next = async {
-            match self.kind {
-                Kind::Own => self.handover.next().await,
-                Kind::Pooled | Kind::Shared => std::future::pending().await,
-            }
+    /// What a transaction that handlers write in is like.
+    fn settings(&self) -> String {
+        let forget = match self.pooled_begin {
+            Some(_) => FORGET_STATEMENTS,
+            None => "",
         };
-        let mut acquired = Box::pin(acquire(pool.clone()));
-        tokio::select! {
-            biased;
-            Ok(chained) = next => {
-                self.complete(acquired);
-                self.begin_after(chained, &begin).await
-            }
-            connection = &mut acquired => {
-                let begin = AssertSqlSafe(begin).into_sql_str();
-                Transaction::begin(connection?, Some(begin)).await
-            }
-            _ = gone => {
-                self.complete(acquired);
-                Err(Error::PoolTimedOut)
-            }
-        }
+        format!("set transaction isolation level read committed, read write; {forget}")
     }
-
-    /// A connection that is being opened is opened, and goes to its pool. Given up for each that is handed
-    /// over, none would ever be, and a pool that is always in use would not recover those it has lost.
-    fn complete(
-        &self,
-        acquired: impl Future<Output = Result<PoolConnection<Postgres>, Error>> + Send + 'static,
-    ) {
-        // One at a time is enough: it is the first in the queue of its pool, or soon will be.
-        if let Ok(turn) = self.opening.clone().try_acquire_owned() {
-            tokio::spawn(async move {
-                drop(acquired.await);
-                drop(turn);
-            });
-        }
-    }
-
-    /// Where it is refused, the server has left the transaction, and another one may have the connection.
-    async fn begin_after(
-        &self,
-        mut chained: Chained,
-        begin: &str,
-    ) -> Result<Transaction<'static, Postgres>, Error> {
-        let begin = AssertSqlSafe(format!("rollback; {begin}"));
-        match (&mut *chained).execute(begin).await {
-            Ok(_) => Ok(chained),
-            Err(refused) => {
-                if matches!(code(&refused).as_deref(), Some(LOCKED | RECORDED)) {
-                    let transactions = self.clone();
-                    tokio::spawn(async move {
-                        let begun = timeout(RETURN_TIMEOUT, (&mut *chained).execute(CHAIN));
-                        if matches!(begun.await, Ok(Ok(_))) {
-                            transactions.end(chained);
-                        }
-                    });
-                }
-                Err(refused)
-            }
-        }
-    }
-
-    /// What becomes of the connection of a transaction that is over, and that `and chain` has left in
-    /// another: it is given to whoever waits, or dropped, and back in its pool.
-    pub(super) fn end(&self, chained: Chained) {
-        let pool = self.pool().clone();
-        let is_in_use = pool.num_idle() == 0 && is_full(&pool) && !pool.is_closed();
-        // sqlx loses count where a handler gives up waiting for a savepoint.
-        let is_counted = chained.is_in_transaction();
-        if self.kind == Kind::Own && is_in_use && is_counted && !self.is_replacing() {
-            self.handover.give(chained);
-        }
-    }
-
-    /// Connections of an old pool end with their transactions.
-    fn is_replacing(&self) -> bool {
-        let replaced = self.replaced.lock();
-        let mut replaced = replaced.unwrap_or_else(PoisonError::into_inner);
-        replaced.retain(|pool| pool.size() > 0);
-        !replaced.is_empty()
-    }
-
-    pub(super) async fn close(&self) {
-        let pool = self.pool().clone();
-        pool.close().await;
-    }
-
-    fn pool(&self) -> MutexGuard<'_, PgPool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A connection that has fallen silent keeps its place in the pool until the kernel gives it up, a
-    /// quarter of an hour later, and most likely it is not alone: the next transactions begin in a new
-    /// pool, and those that are open end in the old one.
-    fn replace(&self, silent: &PgPool) {
-        if self.kind == Kind::Shared {
-            return;
-        }
-        let mut pool = self.pool();
-        // Another transaction has noticed it before, or the store is closed.
-        if silent.is_closed() {
-            return;
-        }
-        tracing::warn!("connections have fallen silent; transactions go on over new ones");
-        // It is closed from here on; waiting for its connections is of no use.
-        drop(silent.close());
-        let server = silent.connect_options().as_ref().clone();
-        *pool = silent.options().clone().connect_lazy_with(server);
-        let replaced = self.replaced.lock();
-        replaced
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(silent.clone());
-    }
-}
-
-fn is_full(pool: &PgPool) -> bool {
-    pool.size() >= pool.options().get_max_connections()
-}
-
-/// A new connection is opened in a task of its own, and goes to its pool where the caller has got another
-/// meanwhile.
-async fn acquire(pool: PgPool) -> Result<PoolConnection<Postgres>, Error> {
-    if pool.num_idle() > 0 || is_full(&pool) {
-        return pool.acquire().await;
-    }
-    let opened = tokio::spawn(async move { pool.acquire().await });
-    opened.await.map_err(|_panic| Error::WorkerCrashed)?
-}
-
-/// A connection that is not out of its transaction by now is of no more use, nor is a silent one.
-pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
-    let mut server = settings.pool.connect_options().as_ref().clone();
-    if settings.pgbouncer {
-        server = server.statement_cache_capacity(0);
-    }
-    let is_own_session = !settings.pgbouncer;
-    PgPoolOptions::new()
-        .max_connections(settings.max_transactions)
-        .acquire_timeout(settings.statement_timeout)
-        .test_before_acquire(false)
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                if is_own_session {
-                    connection.execute(SESSION).await?;
-                }
-                Ok(())
-            })
-        })
-        .after_release(|connection, _| {
-            Box::pin(async move {
-                if connection.is_in_transaction() {
-                    return Ok(false);
-                }
-                // sqlx asks, too, and would wait for ever.
-                let answered = timeout(RETURN_TIMEOUT, connection.ping()).await;
-                answered.unwrap_or_else(|late| Err(Error::Io(late.into())))?;
-                Ok(true)
-            })
-        })
-        .connect_lazy_with(server.application_name("tower-idempotency"))
-}
-
-/// Everything before the handler, in one round trip. It begins as the implicit transaction of a
-/// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
-/// 55.2.2.1): if the operation cannot be entered, nothing is left open.
-fn begin(request: &ClaimRequest, limit: Duration, pgbouncer: bool) -> String {
-    let (identity, lock) = (&request.identity, lock_of(&request.identity));
-    let writes = writes(pgbouncer);
-    let attempt = attempt(request.token, limit);
-    format!(
-        "{writes};
-        select idempotency.enter('{}', {lock}, {attempt});
-        begin;
-        savepoint idempotency_handler",
-        identity.id()
-    )
-}
-
-/// What a transaction that handlers write in is like, and whose it is.
-pub(super) fn settings(
-    identity: &Identity,
-    token: Token,
-    limit: Duration,
-    pgbouncer: bool,
-) -> String {
-    let (id, writes) = (identity.id(), writes(pgbouncer));
-    let attempt = attempt(token, limit);
-    format!("{writes}; select idempotency.mark('{id}', {attempt})")
-}
-
-fn writes(pgbouncer: bool) -> String {
-    let forget = if pgbouncer { FORGET_STATEMENTS } else { "" };
-    format!("set transaction isolation level read committed, read write; {forget}")
 }
 
 /// The last arguments of `idempotency.enter` and `idempotency.mark`.
@@ -393,8 +139,7 @@ impl TransactionalStore for PgStore {
         request: &ClaimRequest,
         limit: Duration,
     ) -> Result<Begun<Self::Transaction>, StoreError> {
-        let begin = begin(request, limit, self.pooled_begin.is_some());
-        match self.transactions.begin(begin).await {
+        match self.transactions.begin(self.enter(request, limit)).await {
             Ok(transaction) => Ok(Begun::Open(transaction)),
             Err(error) => match code(&error).as_deref() {
                 Some(LOCKED) => Ok(Begun::Locked),
@@ -411,34 +156,36 @@ impl TransactionalStore for PgStore {
         entry: &Entry,
     ) -> Result<SystemTime, CommitError> {
         let connection = &mut *transaction;
-        if entry.writes == Writes::Undo {
-            connection.execute(UNDO).await.map_err(refused)?;
-        }
-        let expires_at = record(connection, request, entry).await?;
-        match connection.execute(COMMIT).await {
-            Ok(_) => {
-                self.transactions.end(transaction);
+        let recorded = async {
+            if entry.writes == Writes::Undo {
+                connection.execute(UNDO).await.map_err(refused)?;
+            }
+            record(connection, request, entry).await
+        };
+        match recorded.await {
+            Ok(expires_at) => {
+                self.transactions.commit(transaction).await?;
                 Ok(expires_at)
             }
-            Err(error) if is_certain(&error) => Err(refused(error)),
-            Err(error) => Err(CommitError::Unknown(StoreError::unavailable(error))),
-        }
-    }
-
-    async fn rollback(&self, mut transaction: Self::Transaction) {
-        match (&mut *transaction).execute(ROLLBACK).await {
-            Ok(_) => self.transactions.end(transaction),
+            Err(CommitError::Recorded) => Err(CommitError::Recorded),
             Err(error) => {
-                let cause: &dyn std::error::Error = &error;
-                tracing::warn!(error = cause, "cannot roll back; the server will");
+                let transactions = &self.transactions;
+                let refused = transactions.refused(&mut transaction, request.token, error);
+                Err(refused.await)
             }
         }
     }
 
-    /// A row under the same id waits for the old transaction to end, and is never committed: that
-    /// would be a record without an effect.
+    async fn rollback(
+        &self,
+        transaction: Self::Transaction,
+        token: Token,
+    ) -> Result<(), CommitError> {
+        self.transactions.roll_back(transaction, token).await
+    }
+
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
-        if self.probe(request).await? {
+        if self.probe(&request.identity).await? {
             return Ok(Verdict::RolledBack);
         }
         match self.select(&request.identity).await? {
@@ -448,26 +195,6 @@ impl TransactionalStore for PgStore {
             Some(_) => Ok(Verdict::Recorded),
             None => Err(StoreError::unavailable("the record vanished")),
         }
-    }
-}
-
-impl PgStore {
-    /// Whether the identity has no record, committed or about to be.
-    async fn probe(&self, request: &ClaimRequest) -> Result<bool, StoreError> {
-        let probe = ClaimRequest {
-            token: Token::random()?,
-            ..request.clone()
-        };
-        let mut connection = self.connection().await?;
-        let result = async {
-            let mut transaction = self.begin(&mut connection).await?;
-            let query = super::claim::insert(&probe).persistent(false);
-            let inserted = query.fetch_optional(&mut *transaction).await?;
-            transaction.rollback().await?;
-            Ok(inserted.is_some())
-        };
-        let result = result.await;
-        connection.finish(result)
     }
 }
 
@@ -499,17 +226,17 @@ async fn record(
     }
     // Nothing was recorded. Unless the mark is still there, the handler may have committed.
     Err(match has_mark(connection, &mark).await {
-        Ok(Some(true)) => CommitError::Recorded,
-        Ok(_) | Err(_) => CommitError::Ended,
+        Ok(true) => CommitError::Recorded,
+        Ok(false) | Err(_) => CommitError::Ended,
     })
 }
 
 /// A transaction of nobody's has no mark, and the mark of an ended one reads as empty. Not prepared:
 /// outside of a transaction, a pooler may look for the statement on another connection.
-async fn has_mark(connection: &mut PgConnection, mark: &str) -> Result<Option<bool>, Error> {
+pub(super) async fn has_mark(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
     let sql = format!("select current_setting('idempotency.attempt', true) = '{mark}'");
     let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
-    row.try_get(0)
+    Ok(row.try_get::<Option<bool>, _>(0)?.unwrap_or(false))
 }
 
 /// What an error before the commit, or of a commit that was refused, says of the transaction.
@@ -535,6 +262,6 @@ pub(super) fn is_certain(error: &Error) -> bool {
     })
 }
 
-fn code(error: &Error) -> Option<Cow<'_, str>> {
+pub(super) fn code(error: &Error) -> Option<Cow<'_, str>> {
     error.as_database_error().and_then(DatabaseError::code)
 }

@@ -11,7 +11,7 @@ use crate::store::lent;
 use crate::store::protocol::{Records, State};
 use crate::store::sql::time;
 use crate::store::transaction::{Begun, CommitError, Entry, TransactionalStore, Verdict, Writes};
-use crate::store::{ClaimRequest, StoreError};
+use crate::store::{ClaimRequest, StoreError, Token};
 
 /// The transaction of a transactional route on a [`SqliteStore`]; dereferences to
 /// [`SqliteConnection`].
@@ -104,10 +104,21 @@ impl TransactionalStore for SqliteStore {
         settled(transaction.commit().await).map(|()| expires_at)
     }
 
-    async fn rollback(&self, transaction: Self::Transaction) {
-        if let Err(error) = transaction.rollback().await {
-            let cause: &dyn std::error::Error = &error;
-            tracing::warn!(error = cause, "cannot roll back; the connection is closed");
+    /// Whether the handler has ended it is not asked: SQLite itself rolls back after some errors, such as a
+    /// full disk, and what a handler that fails of them has done would be taken for committed.
+    async fn rollback(
+        &self,
+        transaction: Self::Transaction,
+        _token: Token,
+    ) -> Result<(), CommitError> {
+        let Err(error) = transaction.rollback().await else {
+            return Ok(());
+        };
+        let cause: &dyn std::error::Error = &error;
+        tracing::warn!(error = cause, "cannot roll back; the connection is closed");
+        match refused(error) {
+            CommitError::Ended => Ok(()),
+            lost => Err(lost),
         }
     }
 
@@ -134,10 +145,14 @@ pub(super) async fn begin(store: &SqliteStore) -> Result<Transaction<'static, Sq
     begun.map_err(lent::error)
 }
 
-/// What became of a commit.
+/// What became of a commit. The handler has not ended the transaction, since its savepoint was still there,
+/// but may have left one of its own open, which is what sqlx would commit.
 pub(super) fn settled(committed: Result<(), Error>) -> Result<(), CommitError> {
     committed.map_err(|error| match refused(error) {
         CommitError::Conflict(error) => CommitError::Unknown(error),
+        CommitError::Ended => {
+            CommitError::Aborted(StoreError::unavailable("a savepoint was left open"))
+        }
         error => error,
     })
 }

@@ -137,7 +137,11 @@ impl<S: Transactional> Bank<'_, S> {
             }
             Step::Rollback { open } => {
                 let open = self.open.remove(open);
-                self.world.subject.store().rollback(open.transaction).await;
+                let store = self.world.subject.store();
+                let rolled_back = store
+                    .rollback(open.transaction, self.world.request(open.call).token)
+                    .await;
+                rolled_back.unwrap();
             }
             Step::Commit {
                 open,
@@ -266,7 +270,10 @@ async fn run(subject: &impl Transactional, steps: Vec<Step>) -> Result<(), TestC
         bank.step(step).await?;
     }
     for open in bank.open {
-        subject.store().rollback(open.transaction).await;
+        let rolled_back = subject
+            .store()
+            .rollback(open.transaction, bank.world.request(open.call).token);
+        rolled_back.await.unwrap();
     }
     Ok(())
 }

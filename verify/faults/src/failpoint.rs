@@ -216,8 +216,12 @@ impl<S: TransactionalStore> TransactionalStore for Failing<S> {
         Ok(expires_at)
     }
 
-    async fn rollback(&self, transaction: Self::Transaction) {
-        self.store.rollback(transaction).await;
+    async fn rollback(
+        &self,
+        transaction: Self::Transaction,
+        token: Token,
+    ) -> Result<(), CommitError> {
+        self.store.rollback(transaction, token).await
     }
 
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {

@@ -149,7 +149,8 @@ async fn b04_a_transaction_of_the_store_that_is_cancelled_at_its_begin_is_rolled
                 Begun::Recorded => panic!("nobody recorded it"),
             }
         });
-        store.rollback(begun.await).await;
+        let rolled_back = store.rollback(begun.await, cancelled.token).await;
+        rolled_back.unwrap();
     }
     place.database.is_clean().await;
     assert_eq!(place.records().await, 0);

@@ -93,8 +93,11 @@ fn begins_are_clean(traffic: &Traffic) -> usize {
             begun += 1;
             let is_idle = before.is_none_or(|before| before.status.unwrap_or('I') == 'I');
             // It leaves the empty transaction that the end of the last one has begun.
-            let is_handed_over = before.is_some_and(|before| before.executes("and chain"))
-                && exchange.executes("rollback; set transaction");
+            let has_chained = |before: &Exchange| {
+                before.executes("and chain") || before.executes("start transaction")
+            };
+            let is_handed_over =
+                before.is_some_and(has_chained) && exchange.executes("rollback; set transaction");
             assert!(is_idle || is_handed_over, "{before:?}, {exchange:?}");
         }
     }
