@@ -163,6 +163,7 @@ impl Records for PgStore {
 
     /// An insert waits for one that is under way, and a takeover has the record locked.
     async fn is_settled(&self, identity: &Identity) -> Result<bool, StoreError> {
+        let _turn = self.settling.acquire().await;
         Ok(self.probe(identity).await? || self.is_unlocked(identity).await?)
     }
 }

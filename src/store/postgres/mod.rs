@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{PgPool, SqlStr};
+use tokio::sync::Semaphore;
 
 use super::protocol;
 use super::{
@@ -90,7 +91,12 @@ pub struct PgStore {
     /// Who is to be told that a record has changed.
     wakes: Wakes,
     sweeping: Sweeping,
+    /// Who asks whether a claim is under way. Each may wait for one, and many ask where a server stalls:
+    /// they must not take up all connections.
+    settling: Arc<Semaphore>,
 }
+
+const MAX_SETTLING: usize = 2;
 
 /// Settings of a [`PgStore`].
 ///
@@ -288,6 +294,7 @@ impl PgStoreBuilder {
             waiting,
             wakes: Wakes::default(),
             sweeping: Sweeping::default(),
+            settling: Arc::new(Semaphore::new(MAX_SETTLING)),
         }
     }
 }
