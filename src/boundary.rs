@@ -80,7 +80,8 @@ pub enum RunError<E> {
     /// ([`Policy::with_unknown`]); a transaction is rolled back, and the key is free.
     Failed(E),
     /// The job was not run, or its outcome could not be recorded. [`Code::KeyInvalid`] is an identity
-    /// with a NUL in one of its parts.
+    /// with a NUL in one of its parts. [`Code::TransactionEnded`]: the job has, or may have, committed by
+    /// itself, whether it failed or not, and the key is held.
     Refused(Code),
     /// The result cannot be stored as JSON, or what is stored is of another type.
     Result(serde_json::Error),

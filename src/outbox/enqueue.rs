@@ -29,8 +29,8 @@ where not $8 or pg_notify('idempotency_outbox', '') is not null";
 ///
 /// What sqlx has begun, end through sqlx. A `commit` that is sent as a statement ends the transaction
 /// behind its back, and what is enqueued after it is published whatever becomes of the rest. Only
-/// transactional routes and phases notice, on connections of the store's own, which refuse all writes
-/// after it; not those of a shared pool or of PgBouncer.
+/// transactional routes and phases notice, and hold the key; on connections of the store's own all writes
+/// after it are refused, on those of a shared pool or of PgBouncer they are not.
 ///
 /// # Errors
 ///

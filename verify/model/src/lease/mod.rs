@@ -20,14 +20,15 @@
 //! step ends the trust that comes of this lease. A process that is **paused** is one whose next step
 //! comes late, as any may.
 //!
-//! **Left out.** Retention: no record expires. Fingerprints, and two identities of one id.
-//! `running.rs` answers some duplicates without the store, and a locked row is passed over: both are
-//! refusals that change nothing. The rounds of a claim and the repetitions of a settlement have no
-//! end here. One heartbeat renews many leases there, and one here. A phase loads its progress and saves
-//! it in one step. The second round of a withdrawal. Answers of `medium` and `low` that could not be
-//! recorded in time, and `low` without a store. Of one attempt, one statement is under way behind its
-//! back at a time. Asking `is_current` and acting on it is one step: what is paused between the two acts
-//! late, which no layer can help. A person frees a key where the ledger has no effect of it.
+//! **Left out.** Retention: no record expires. Fingerprints, and two identities of one id. `running.rs`
+//! answers some duplicates without the store, and a locked row is passed over: both are refusals that
+//! change nothing. The rounds of a claim and the repetitions of a settlement have no end here. One
+//! heartbeat renews many leases there, and one here. A phase loads its progress and saves it in one step.
+//! The second round of a withdrawal, and `is_settled`, since a statement takes effect in one step. Answers
+//! of `medium` and `low` that could not be recorded in time, and `low` without a store. Of one attempt, one
+//! statement is under way behind its back at a time. Asking `is_current` and acting on it is one step: what
+//! is paused between the two acts late, which no layer can help. A person frees a key where the ledger has
+//! no effect of it.
 //!
 //! **Not visited twice.** Steps that change nothing: a beat of a lease that is kept, and, where nothing
 //! is broken, a late statement that will be refused whenever it arrives.

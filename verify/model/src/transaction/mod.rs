@@ -242,7 +242,7 @@ impl Transaction {
         }
         let Some(tx) = &mut attempt.tx else {
             return match attempt.ended {
-                // 500 `transaction-ended`.
+                // 500 `transaction-ended`, and `hold_ended`, which is not here.
                 true => attempt.end(),
                 false => attempt.say_rolled_back(),
             };
