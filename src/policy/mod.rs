@@ -436,8 +436,8 @@ impl Policy {
 
     /// How often a transactional route is run again, from the buffered request, after a conflict of
     /// transactions or a transaction that a failed statement aborted; at most 10. Then it is answered
-    /// 503 `transaction-conflict`, or 500 `transaction-aborted`. Everything of a run that is repeated was rolled back; effects
-    /// outside of the transaction were not. Default: 0.
+    /// 503 `transaction-conflict`, or 500 `transaction-aborted`. Everything of a run that is repeated was
+    /// rolled back; effects outside of the transaction were not. Default: 0.
     ///
     /// ```
     /// # use tower_idempotency::Policy;

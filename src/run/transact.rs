@@ -188,8 +188,10 @@ impl<S: TransactionalStore> Exchange<S> {
                 }
                 Finished::Recorded(answer, entry.completion, expires_at)
             }
-            Err(CommitError::Ended) => self.ended(entry.completion.references),
-            Err(error) => self.uncommitted(&error).await,
+            Err(error) => {
+                let references = entry.completion.references;
+                self.uncommitted(&error, references).await
+            }
         }
     }
 
@@ -286,7 +288,7 @@ impl<S: TransactionalStore> Exchange<S> {
         tracing::warn!(id = %self.identity.id(), error = cause, source = cause.source(), "commit is not acknowledged");
     }
 
-    async fn uncommitted<E>(&self, error: &CommitError) -> Finished<E> {
+    async fn uncommitted<E>(&self, error: &CommitError, references: References) -> Finished<E> {
         let id = self.identity.id();
         let operation = self.identity.operation();
         let source = std::error::Error::source(error);
@@ -297,7 +299,7 @@ impl<S: TransactionalStore> Exchange<S> {
                 tracing::error!(%id, operation, error = source, "{error}");
                 return Finished::Conflict(Code::TransactionAborted);
             }
-            CommitError::Ended => Code::TransactionEnded,
+            CommitError::Ended => return self.ended(references),
             CommitError::Unknown(_) => {
                 tracing::error!(%id, operation, error = source, "{error}");
                 Code::AnswerNotRecorded

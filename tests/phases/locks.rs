@@ -89,20 +89,23 @@ async fn of_two_phases_that_began_with_the_same_progress_one_is_saved() {
     assert!(matches!(refused, Err(CommitError::Recorded)), "{refused:?}");
 }
 
+/// Cuts the connection of the phase that has stopped, and lets it go on.
+async fn cut(shop: &Shop, script: &Script) {
+    script.reached().await;
+    let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+        where state = 'idle in transaction' and datname = current_database()";
+    let cut = sqlx::query(cut).execute(&shop.pool).await.unwrap();
+    assert_eq!(cut.rows_affected(), 1);
+    script.let_go();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_phase_whose_connection_is_cut_is_run_again() {
     let shop = Shop::start().await;
     let script = Script::default();
     let node = shop.node(&script, resuming()).await;
     script.halt_at("in charged");
-    let cut = async {
-        script.reached().await;
-        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
-            where state = 'idle in transaction' and datname = current_database()";
-        sqlx::query(cut).execute(&shop.pool).await.unwrap();
-        script.let_go();
-    };
-    let (first, ()) = tokio::join!(node.order(""), cut);
+    let (first, ()) = tokio::join!(node.order(""), cut(&shop, &script));
     assert_eq!(first.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(node.order("").await.status, StatusCode::CREATED);
     assert_eq!(shop.ledger().await, WHOLE);
@@ -116,14 +119,7 @@ async fn a_phase_whose_work_fails_of_a_cut_connection_is_run_again() {
     let script = Script::default();
     let node = shop.node(&script, Policy::critical()).await;
     script.halt_at("in ordered");
-    let cut = async {
-        script.reached().await;
-        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
-            where state = 'idle in transaction' and datname = current_database()";
-        sqlx::query(cut).execute(&shop.pool).await.unwrap();
-        script.let_go();
-    };
-    let (first, ()) = tokio::join!(node.order("fail"), cut);
+    let (first, ()) = tokio::join!(node.order("fail"), cut(&shop, &script));
     assert_eq!(first.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(node.order("").await.status, StatusCode::CREATED);
     assert_eq!(shop.ledger().await, WHOLE);

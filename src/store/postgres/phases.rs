@@ -101,7 +101,6 @@ impl PhasedStore for PgStore {
     ) -> Result<(), CommitError> {
         match save(&mut transaction, claim, step).await {
             Ok(()) => self.transactions.commit(transaction).await,
-            Err(CommitError::Recorded) => Err(CommitError::Recorded),
             Err(error) => {
                 let refused = self
                     .transactions

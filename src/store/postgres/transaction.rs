@@ -74,36 +74,29 @@ impl PgStore {
     /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
     fn enter(&self, request: &ClaimRequest, limit: Duration) -> String {
         let (identity, lock) = (&request.identity, lock_of(&request.identity));
-        let (settings, attempt) = (self.settings(), attempt(request.token, limit));
-        let keep_mark = self.transactions.keep_mark(request.token);
-        format!(
-            "{settings};
-            select idempotency.enter('{}', {lock}, {attempt}), {keep_mark};
-            begin;
-            savepoint idempotency_handler",
-            identity.id()
-        )
+        let (id, attempt) = (identity.id(), attempt(request.token, limit));
+        let step = format!("idempotency.enter('{id}', {lock}, {attempt})");
+        self.begin_with(&step, request.token)
     }
 
     /// The same for a phase.
     pub(super) fn begin_for(&self, identity: &Identity, token: Token, limit: Duration) -> String {
-        let (settings, attempt) = (self.settings(), attempt(token, limit));
-        let (keep_mark, id) = (self.transactions.keep_mark(token), identity.id());
-        format!(
-            "{settings};
-            select idempotency.mark('{id}', {attempt}), {keep_mark};
-            begin;
-            savepoint idempotency_handler"
-        )
+        let (id, attempt) = (identity.id(), attempt(token, limit));
+        self.begin_with(&format!("idempotency.mark('{id}', {attempt})"), token)
     }
 
-    /// What a transaction that handlers write in is like.
-    fn settings(&self) -> String {
+    fn begin_with(&self, step: &str, token: Token) -> String {
         let forget = match self.pooled_begin {
             Some(_) => FORGET_STATEMENTS,
             None => "",
         };
-        format!("set transaction isolation level read committed, read write; {forget}")
+        let keep_mark = self.transactions.keep_mark(token);
+        format!(
+            "set transaction isolation level read committed, read write; {forget};
+            select {step}, {keep_mark};
+            begin;
+            savepoint idempotency_handler"
+        )
     }
 }
 
@@ -167,7 +160,6 @@ impl TransactionalStore for PgStore {
                 self.transactions.commit(transaction).await?;
                 Ok(expires_at)
             }
-            Err(CommitError::Recorded) => Err(CommitError::Recorded),
             Err(error) => {
                 let transactions = &self.transactions;
                 let refused = transactions.refused(&mut transaction, request.token, error);

@@ -230,6 +230,10 @@ impl Transactions {
         token: Token,
         error: CommitError,
     ) -> CommitError {
+        // The mark was there.
+        if matches!(error, CommitError::Recorded) {
+            return error;
+        }
         match (self.has_ended(connection, token).await, error) {
             (Ok(true), _) => CommitError::Ended,
             (Ok(false), CommitError::Ended) => {
