@@ -2,6 +2,7 @@
 
 use crate::arena::Entrant;
 use crate::load::Ask;
+use crate::report::Spread;
 use crate::sample::Sample;
 use crate::serve::Work;
 use crate::suite::{Suite, at_base};
@@ -52,6 +53,7 @@ impl Suite {
             Variant::Naive,
             Variant::Transactional,
             Variant::BareTransaction,
+            Variant::OneTransaction,
             Variant::InsertFirst,
         ];
         let inserting = |variant| Entrant {
@@ -65,6 +67,13 @@ impl Suite {
         report.ratio("S3-transactional-vs-naive", naive);
         let bare = table.ratios(transactional, Variant::BareTransaction, Sample::cpu);
         report.ratio("S3-cpu-vs-bare-transaction", bare);
+        // What is left to gain.
+        let by_hand = Variant::OneTransaction;
+        let naive = Spread::of(table.ratios(by_hand, Variant::Naive, RATE)).median;
+        report.note("S3-by-hand-vs-naive", naive, "times");
+        let bare = table.ratios(by_hand, Variant::BareTransaction, Sample::cpu);
+        let bare = Spread::of(bare).median;
+        report.note("S3-by-hand-cpu-vs-bare-transaction", bare, "times");
         match self.arena.commits(&inserting(transactional)).await {
             Some(commits) => self.report.ratio("S3-commits-per-operation", [commits]),
             None => println!("note S3-commits-per-operation needs pg_walinspect"),

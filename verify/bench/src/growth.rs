@@ -72,6 +72,9 @@ const TIDY_COPY: &str = "vacuum (analyze) peer.record";
 /// What was loaded is on the disk before anything is measured.
 const SETTLE: &str = "checkpoint";
 
+/// A purge that has nobody to care for.
+const DELETE: &str = "delete from idempotency.record where expires_at <= statement_timestamp()";
+
 const EMPTY: &str = "truncate idempotency.record, peer.record";
 
 impl Suite {
@@ -187,6 +190,13 @@ impl Suite {
         }
         self.report.ratio("S10-purge-seconds", seconds);
         self.report.ratio("S10-purge-p99-vs-idle", latencies);
+        // What the machine takes for it at all, with everybody else held up.
+        self.fill(pool, 1, OVER, Version::V7).await;
+        let (busy, took) = paced(&team, execute(pool, DELETE)).await;
+        let seconds = took.as_secs_f64();
+        self.report.note("S10-one-statement", seconds, "s");
+        self.report
+            .note("S10-one-statement-p99", busy.percentile(99), "ms");
     }
 
     /// The same load on more and more processes.

@@ -1,4 +1,7 @@
-//! The middleware that people write, in two orders; its table has the columns of this crate's.
+//! The middleware that people write, in two orders, and a handler that does all of it in its transaction;
+//! their table has the columns of this crate's.
+
+use std::sync::atomic::Ordering;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -11,6 +14,8 @@ use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 use tower_idempotency::Envelope;
+
+use crate::serve::App;
 
 /// A key is all that identifies an operation, and the index on it all that finds it.
 pub(crate) const SCHEMA: &str = "
@@ -40,7 +45,21 @@ on conflict (key) do nothing";
 const UPDATE: &str = "
 update peer.record set state = 'completed', answer = $2 where key = $1 and state = 'running'";
 
+const LOCK: &str = "
+select pg_try_advisory_xact_lock(hashtextextended($1, 0)) as is_locked, state, fingerprint, answer
+from (values ($1)) as wanted (key) left join peer.record using (key)";
+
+const RECORD: &str = "
+insert into peer.record (id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
+    claimed_at, leased_until, expires_at, sweep_at, answer)
+select gen_random_uuid(), $2, '', 'POST /charges', $1, 'completed', gen_random_uuid(), 1, 'answer', $3,
+    now, now, now + interval '72 h', now + interval '72 h', $4
+from (select clock_timestamp()) as clock (now)";
+
 type Found = (String, Vec<u8>, Option<Vec<u8>>);
+
+/// Whether the lock is got, and what is found.
+type Locked = (bool, Option<String>, Option<Vec<u8>>, Option<Vec<u8>>);
 
 /// A request that was read.
 struct Asked {
@@ -78,6 +97,45 @@ pub(crate) async fn insert_first(
     asked.replay(found)
 }
 
+/// The least that keeps effects from being doubled: a lock, and the record last. Its handler runs twice
+/// where the lookup came before another's commit, and its commit is lost with its client.
+pub(crate) async fn one_transaction(
+    State(app): State<App>,
+    request: Request,
+) -> Result<Response, StatusCode> {
+    let asked = read(app.pool.clone(), request).await?;
+    let mut transaction = asked.pool.begin().await.map_err(failed)?;
+    let found: Locked = sqlx::query_as(LOCK)
+        .bind(&asked.key)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    match found {
+        (_, Some(state), Some(fingerprint), answer) => {
+            return asked.replay((state, fingerprint, answer));
+        }
+        (true, ..) => {}
+        (false, ..) => return Err(StatusCode::CONFLICT),
+    }
+    app.runs.fetch_add(1, Ordering::SeqCst);
+    app.insert(&mut transaction).await.map_err(failed)?;
+    let answer = buffered(app.answer()).await?;
+    let record = sqlx::query(RECORD)
+        .bind(&asked.key)
+        .bind(asked.digest.as_slice())
+        .bind(asked.fingerprint.as_slice())
+        .bind(Envelope::new(answer.clone()).encode());
+    record.execute(&mut *transaction).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+    Ok(answer.map(Body::from))
+}
+
+async fn buffered(response: Response) -> Result<http::Response<Bytes>, StatusCode> {
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    Ok(http::Response::from_parts(parts, body.to_bytes()))
+}
+
 async fn read(pool: PgPool, request: Request) -> Result<Asked, StatusCode> {
     let (parts, body) = request.into_parts();
     let key = parts.headers.get("idempotency-key");
@@ -112,9 +170,7 @@ impl Asked {
 
     async fn execute(self, next: Next) -> Result<Response, StatusCode> {
         let request = Request::from_parts(self.parts, Body::from(self.body));
-        let (parts, body) = next.run(request).await.into_parts();
-        let body = body.collect().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
-        let answer = Response::from_parts(parts, body.to_bytes());
+        let answer = buffered(next.run(request).await).await?;
         let update = sqlx::query(UPDATE)
             .bind(&self.key)
             .bind(Envelope::new(answer.clone()).encode());

@@ -44,7 +44,7 @@ pub(crate) struct App {
     answer: Bytes,
     pub(crate) pool: PgPool,
     work: Work,
-    runs: Arc<AtomicU64>,
+    pub(crate) runs: Arc<AtomicU64>,
 }
 
 const CHARGE: &str = "insert into charge (account, amount) values ($1, $2)";
@@ -137,7 +137,7 @@ pub(crate) async fn charge_alone(
 }
 
 impl App {
-    async fn insert(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    pub(crate) async fn insert(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         if self.work == Work::Insert {
             let insert = sqlx::query(CHARGE).bind("acme").bind(100_i64);
             insert.execute(connection).await?;
@@ -145,7 +145,7 @@ impl App {
         Ok(())
     }
 
-    fn answer(&self) -> Response {
+    pub(crate) fn answer(&self) -> Response {
         let kind = [(CONTENT_TYPE, "application/octet-stream")];
         (StatusCode::CREATED, kind, self.answer.clone()).into_response()
     }

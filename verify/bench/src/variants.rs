@@ -21,6 +21,8 @@ pub(crate) enum Variant {
     Bare,
     /// The handler in a transaction of its own.
     BareTransaction,
+    /// The same with a lock and a record, written into the handler by hand.
+    OneTransaction,
     /// Looks the key up, inserts it, runs, updates it: what people write.
     Naive,
     /// The same with a pool of 64, whose connections are not tested.
@@ -46,6 +48,7 @@ impl Variant {
         match self {
             Self::Bare => "bare",
             Self::BareTransaction => "bare-transaction",
+            Self::OneTransaction => "one-transaction",
             Self::Naive => "naive",
             Self::Naive64 => "naive-64",
             Self::InsertFirst => "insert-first",
@@ -110,6 +113,7 @@ pub(crate) async fn router(variant: Variant, app: &App) -> Result<Router, Box<dy
     let charges = match variant {
         Variant::Bare => post(charge).get(list),
         Variant::BareTransaction => post(charge_alone),
+        Variant::OneTransaction => post(naive::one_transaction),
         Variant::Naive | Variant::Naive64 => {
             post(charge).layer(from_fn_with_state(app.pool.clone(), naive::select_first))
         }
