@@ -206,8 +206,9 @@ impl PgStore {
         opened.map(Lent::new)
     }
 
+    /// Boxed, as in `try_run`.
     pub(super) async fn connection(&self) -> Result<Lent<Postgres>, StoreError> {
-        self.acquire().await.map_err(lent::error)
+        Box::pin(self.acquire()).await.map_err(lent::error)
     }
 }
 
