@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use sqlx::PgPool;
 use tokio::task::JoinSet;
-use tower_idempotency::store::{Claimed, Existing};
-use tower_idempotency::{PgStore, Store, StoreErrorKind};
+use tower_idempotency::store::{Claimed, Existing, PhasedStore, TransactionalStore};
+use tower_idempotency::{PgStore, References, Store, StoreErrorKind};
 
 use super::{Fixture, acquire, backends, claim_of, completion, request, sql, text, until};
 
@@ -226,4 +227,39 @@ async fn a_server_that_is_not_there_is_unavailable_in_time() {
     let asked = tokio::time::timeout(Duration::from_secs(5), store.claim(&request));
     let refused = asked.await.unwrap().unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
+}
+
+/// Each request has room for whatever its store may do: what sqlx takes to open a connection, 9 KB, was once
+/// part of all of them.
+#[tokio::test]
+async fn no_call_makes_requests_large() {
+    let pool = PgPool::connect_lazy("postgres://localhost/nowhere").unwrap();
+    let store = PgStore::new(pool);
+    let request = request("key");
+    let claim = claim_of(&request);
+    let references = References::default();
+    let limit = Duration::from_secs(1);
+    let sizes = [
+        ("claim", size_of_val(&store.claim(&request))),
+        (
+            "complete",
+            size_of_val(&store.complete(&claim, &completion())),
+        ),
+        ("release", size_of_val(&store.release(&claim))),
+        ("hold", size_of_val(&store.hold(&claim, &references))),
+        (
+            "lookup",
+            size_of_val(&store.lookup(&request.identity, &request.fingerprint)),
+        ),
+        ("begin", size_of_val(&store.begin(&request, limit))),
+        ("confirm", size_of_val(&store.confirm(&request))),
+        (
+            "begin_phase",
+            size_of_val(&store.begin_phase(&claim, limit)),
+        ),
+        ("progress", size_of_val(&store.progress(&claim))),
+    ];
+    for (call, size) in sizes {
+        assert!(size < 4096, "{call} takes {size} bytes");
+    }
 }
