@@ -31,8 +31,8 @@ struct Parts {
     key: String,
 }
 
-/// Looked up several times for each request: what differs has other ids, but for what was made to collide,
-/// which is compared whole.
+/// By the id alone, since each request is looked up several times: it is made of the digest, so that others
+/// hash differently, and where two collide, all parts are compared.
 impl Hash for Parts {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.id.hash(state);

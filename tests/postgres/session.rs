@@ -229,8 +229,8 @@ async fn a_server_that_is_not_there_is_unavailable_in_time() {
     assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
 }
 
-/// Each request has room for whatever its store may do: what sqlx takes to open a connection, 9 KB, was once
-/// part of all of them.
+/// Each request has room for whatever its store may do: the 9 KB that sqlx takes to open a connection were
+/// once part of all of them.
 #[tokio::test]
 async fn no_call_makes_requests_large() {
     let pool = PgPool::connect_lazy("postgres://localhost/nowhere").unwrap();
@@ -250,6 +250,10 @@ async fn no_call_makes_requests_large() {
         (
             "lookup",
             size_of_val(&store.lookup(&request.identity, &request.fingerprint)),
+        ),
+        (
+            "wait",
+            size_of_val(&store.wait_for_change(&request.identity, limit)),
         ),
         ("begin", size_of_val(&store.begin(&request, limit))),
         ("confirm", size_of_val(&store.confirm(&request))),

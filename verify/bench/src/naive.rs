@@ -97,8 +97,9 @@ pub(crate) async fn insert_first(
     asked.replay(found)
 }
 
-/// The least that keeps effects from being doubled: a lock, and the record last. Its handler runs twice
-/// where the lookup came before another's commit, and its commit is lost with its client.
+/// The least that keeps effects from being doubled: a lock, and the record last. A client that leaves drops
+/// the transaction, and where the lookup came before another's commit, the handler runs, its record meets the
+/// other's, all of it is rolled back, and the answer is a 500.
 pub(crate) async fn one_transaction(
     State(app): State<App>,
     request: Request,

@@ -71,7 +71,7 @@ async fn the_first_lease_of_a_process_waits_for_the_connection_that_will_renew_i
         let proxy = Proxy::start(&database.url).await;
         let settings = database
             .settings("medium")
-            .with(|s| s.store = proxy.url().to_owned());
+            .with(|s| (s.store, s.group_commit) = (proxy.url().to_owned(), true));
         let slow = proxy.on(request(OPENED)).nth(2);
         let slow = slow.does(Action::Delay(Duration::from_millis(200)));
         let subject = SUBJECT.start(&settings).await;

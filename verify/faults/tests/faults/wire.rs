@@ -22,12 +22,21 @@ const COMPLETION: &str = "update idempotency.record set state = 'completed'";
 const LOOKUP: &str = "from idempotency.record where id = $1";
 const HEARTBEAT: &str = "with due as";
 
-/// A subject whose records are behind a proxy, and whose ledger is not.
-async fn behind(proxy: &Proxy, database: &Database, risk: &str) -> Subject {
-    let settings = Settings::new(proxy.url(), risk).with(|s| {
+/// Of a subject whose records are behind a proxy, and whose ledger is not.
+fn settings(proxy: &Proxy, database: &Database, risk: &str) -> Settings {
+    Settings::new(proxy.url(), risk).with(|s| {
         s.ledger = database.url.clone();
         s.lease = Some(1500);
-    });
+    })
+}
+
+async fn behind(proxy: &Proxy, database: &Database, risk: &str) -> Subject {
+    SUBJECT.start(&settings(proxy, database, risk)).await
+}
+
+/// The same, where the statements of replays are counted.
+async fn asking(proxy: &Proxy, database: &Database, risk: &str) -> Subject {
+    let settings = settings(proxy, database, risk).with(|s| s.replay_cache = false);
     SUBJECT.start(&settings).await
 }
 
@@ -45,7 +54,7 @@ async fn c11_a_claim_whose_acknowledgement_is_lost_runs_the_handler_once() {
     for risk in ["critical", "high", "medium"] {
         let database = Database::postgres().await;
         let proxy = Proxy::start(&database.url).await;
-        let subject = behind(&proxy, &database, risk).await;
+        let subject = asking(&proxy, &database, risk).await;
         let lost = proxy.on(reply(CLAIM)).does(Action::Cut(Close::Reset));
         let pay = Pay::new("");
         let first = pay.send(subject.port).await.unwrap();
@@ -348,7 +357,7 @@ async fn d13_while_the_server_is_read_only_requests_are_refused() {
 async fn an_execution_and_a_replay_cost_two_statements_each_and_no_transaction() {
     let database = Database::postgres().await;
     let proxy = Proxy::start(&database.url).await;
-    let subject = behind(&proxy, &database, "high").await;
+    let subject = asking(&proxy, &database, "high").await;
     // Each connection prepares a statement once.
     let cost = async |pay: &Pay| {
         let before = proxy.traffic();

@@ -19,7 +19,9 @@ struct Pair {
 
 impl Pair {
     async fn start(route: Route) -> Self {
-        let service = Service::start(route).await;
+        // What the standby has lost is not hidden by what the service remembers.
+        let asks = |settings: &mut Settings| settings.replay_cache = false;
+        let service = Service::with(route, Cluster::start().await, asks).await;
         let standby = service.cluster.standby().await;
         Self { service, standby }
     }

@@ -36,7 +36,7 @@ impl Place {
         }
         let database = Database::foreign(&cluster.url()).await;
         let proxy = Proxy::start(&cluster.url()).await;
-        let subject = behind(&proxy, &database, |_| {}).await;
+        let subject = behind(&proxy, &database, |s| s.replay_cache = false).await;
         Self {
             subject,
             proxy,
