@@ -466,8 +466,9 @@ impl Policy {
 
     /// Whether this process may replay a recorded answer from its memory, without asking the store, for
     /// at most ten seconds and never beyond its retention. Default: `false`, since a record that an
-    /// operator deletes by hand is replayed for up to ten seconds more. All that this crate does to a
-    /// record is seen at once: what is completed stays as it is until it expires.
+    /// operator deletes by hand, or that is lost with a primary that had no synchronous standby, is replayed
+    /// for up to ten seconds more. All that this crate does to a record is seen at once: what is completed
+    /// stays as it is until it expires.
     ///
     /// It serves retries that come soon, also while the store is down. What it may take is set by
     /// [`IdempotencyLayer::with_replay_cache_size`](crate::IdempotencyLayer::with_replay_cache_size).

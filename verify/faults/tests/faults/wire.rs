@@ -23,7 +23,7 @@ const LOOKUP: &str = "from idempotency.record where id = $1";
 const HEARTBEAT: &str = "with due as";
 
 /// Of a subject whose records are behind a proxy, and whose ledger is not.
-fn settings(proxy: &Proxy, database: &Database, risk: &str) -> Settings {
+fn settings_behind(proxy: &Proxy, database: &Database, risk: &str) -> Settings {
     Settings::new(proxy.url(), risk).with(|s| {
         s.ledger = database.url.clone();
         s.lease = Some(1500);
@@ -31,12 +31,12 @@ fn settings(proxy: &Proxy, database: &Database, risk: &str) -> Settings {
 }
 
 async fn behind(proxy: &Proxy, database: &Database, risk: &str) -> Subject {
-    SUBJECT.start(&settings(proxy, database, risk)).await
+    SUBJECT.start(&settings_behind(proxy, database, risk)).await
 }
 
 /// The same, where the statements of replays are counted.
 async fn asking(proxy: &Proxy, database: &Database, risk: &str) -> Subject {
-    let settings = settings(proxy, database, risk).with(|s| s.replay_cache = false);
+    let settings = settings_behind(proxy, database, risk).with(|s| s.replay_cache = false);
     SUBJECT.start(&settings).await
 }
 

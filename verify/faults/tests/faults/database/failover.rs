@@ -2,6 +2,7 @@
 
 use faults::client::Pay;
 use faults::cluster::Cluster;
+use faults::settings::Settings;
 use faults::wait::{Gate, until};
 
 use super::{Route, Sent, Service, recovers, sent};
