@@ -142,9 +142,8 @@ impl<S: TransactionalStore> IdempotencyLayer<S> {
     ///
     /// An [`Outcome`](crate::Outcome) in the response overrides the status. There is no lease, and
     /// nothing can be lost: where the process dies, the server rolls back. A handler must not end the
-    /// transaction by itself. Duplicates hold no
-    /// connection while they wait. Effects outside of the database are not part of the transaction;
-    /// put them into an outbox, or on a leased route of their own.
+    /// transaction by itself. Duplicates hold no connection while they wait. Effects outside of the
+    /// database are not part of the transaction; put them into an outbox, or on a leased route of their own.
     ///
     /// The transaction is `read committed`, and ended by the server when it idles for longer than the
     /// execution limit.

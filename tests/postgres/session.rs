@@ -229,8 +229,8 @@ async fn a_server_that_is_not_there_is_unavailable_in_time() {
     assert_eq!(refused.kind(), StoreErrorKind::Unavailable);
 }
 
-/// Each request has room for whatever its store may do: the 9 KB that sqlx takes to open a connection were
-/// once part of all of them.
+/// Each request has room for whatever its store may do: what sqlx takes to open a connection (3 KB or more, 9 KB
+/// in the bench) was once part of all of them.
 #[tokio::test]
 async fn no_call_makes_requests_large() {
     let pool = PgPool::connect_lazy("postgres://localhost/nowhere").unwrap();
@@ -264,6 +264,6 @@ async fn no_call_makes_requests_large() {
         ("progress", size_of_val(&store.progress(&claim))),
     ];
     for (call, size) in sizes {
-        assert!(size < 4096, "{call} takes {size} bytes");
+        assert!(size < 1536, "{call} takes {size} bytes");
     }
 }
