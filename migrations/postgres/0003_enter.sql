@@ -1,39 +1,12 @@
--- Marks the transaction that handlers write in. Time limits of the application that are stricter stay
--- as they are. An assignment, where the result is of no use, takes no run of the executor.
-create or replace function idempotency.mark(record_id uuid, token uuid, limit_ms integer) returns void
-language plpgsql volatile as $$
-declare
-    setting text;
-    unused text;
-begin
-    unused := pg_catalog.set_config('idempotency.attempt', token::text, true);
-    unused := pg_catalog.set_config('idempotency.identity', record_id::text, true);
-    if pg_catalog.current_setting('synchronous_commit') = 'off' then
-        unused := pg_catalog.set_config('synchronous_commit', 'on', true);
-    end if;
-    foreach setting in array array['statement_timeout', 'idle_in_transaction_session_timeout'] loop
-        if pg_catalog.current_setting(setting)::interval
-            not between '1 ms' and pg_catalog.make_interval(secs => limit_ms / 1000.0)
-        then
-            unused := pg_catalog.set_config(setting, limit_ms || 'ms', true);
-        end if;
-    end loop;
-end
-$$;
-
--- The first step of a transactional attempt, in one statement whose plans the session keeps. A lock
--- held until the end of the transaction says that the operation is running; the lookup is a statement
--- of its own, with a snapshot taken after the lock, or a record committed in between would be missed.
--- Refusing by an error ends the transaction that is about to be opened, in the same round trip. Here
--- alone the record is found by an index: the session is the application's to write in, and a plan
--- made while the table was empty is kept. It reads the column that was added last: on a schema that is
--- too old for this crate, nothing begins.
-create or replace function idempotency.enter(
-    record_id uuid, lock bigint, token uuid, limit_ms integer
-) returns void
+-- The first step of a transactional attempt. A lock held until the end of the transaction says that the
+-- operation is running; the lookup is a statement of its own, with a snapshot taken after the lock, or
+-- a record committed in between would be missed. Its plan is kept by the session. Refusing by an error
+-- leaves nothing of a transaction that is about to be opened, in the same round trip. Here alone the
+-- record is found by an index: the session is the application's to write in, and a plan made while the
+-- table was empty is kept. It reads the column that was added last: on a schema that is too old for this
+-- crate, nothing begins.
+create or replace function idempotency.enter(record_id uuid, lock bigint) returns void
 language plpgsql volatile set enable_seqscan = off as $$
-declare
-    unused text;
 begin
     if not pg_catalog.pg_try_advisory_xact_lock(lock) then
         raise exception using errcode = 'IK001',
@@ -44,6 +17,28 @@ begin
         raise exception using errcode = 'IK002',
             message = 'idempotency: the operation has a record';
     end if;
-    unused := idempotency.mark(record_id, token, limit_ms);
+end
+$$;
+
+-- What the transactions of handlers need where a setting is not the server's default. Time limits of the
+-- application that are stricter stay as they are. An assignment, where the result is of no use, takes no
+-- run of the executor.
+create or replace function idempotency.limit(limit_ms integer) returns text
+language plpgsql volatile as $$
+declare
+    setting text;
+    unused text;
+begin
+    if pg_catalog.current_setting('synchronous_commit') = 'off' then
+        unused := pg_catalog.set_config('synchronous_commit', 'on', true);
+    end if;
+    foreach setting in array array['statement_timeout', 'idle_in_transaction_session_timeout'] loop
+        if pg_catalog.current_setting(setting)::interval
+            not between '1 ms' and pg_catalog.make_interval(secs => limit_ms / 1000.0)
+        then
+            unused := pg_catalog.set_config(setting, limit_ms::text, true);
+        end if;
+    end loop;
+    return null;
 end
 $$;

@@ -9,6 +9,7 @@
 
 mod claim;
 mod connection;
+mod entrance;
 mod find;
 mod group;
 mod handover;
@@ -284,7 +285,7 @@ impl PgStoreBuilder {
             (false, true) => transactions::Kind::Pooled,
             (false, false) => transactions::Kind::Own,
         };
-        let transactions = Transactions::new(transactions, kind, patience);
+        let transactions = Transactions::new(transactions, kind, self.pgbouncer, patience);
         PgStore {
             pool,
             group: None,

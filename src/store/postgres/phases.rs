@@ -3,8 +3,9 @@ use std::time::Duration;
 use sqlx::{PgConnection, Postgres, Row as _, Transaction};
 
 use super::PgStore;
+use super::entrance::{Entrance, mark};
 use super::held::identity;
-use super::transaction::{mark, refused};
+use super::transaction::refused;
 use super::types::PgUuid;
 use crate::extract::References;
 use crate::identity::RecordId;
@@ -65,7 +66,9 @@ with attempt as (
         and coalesce(length(progress), 0) = $3
     returning 1
 )
-select is_open, exists (select from record) as is_saved from attempt";
+select is_open, exists (select from record) as is_saved,
+    case when is_open then set_config('idempotency.committed', '', false) end
+from attempt";
 
 /// Waits for a phase whose commit is under way: it has the row locked.
 const PROGRESS: &str = "
@@ -88,8 +91,8 @@ impl PhasedStore for PgStore {
         claim: &Claim,
         limit: Duration,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let begin = self.begin_for(&claim.identity, claim.token, limit);
-        let begun = self.transactions.begin(begin);
+        let entrance = Entrance::phase(&claim.identity, claim.token, limit);
+        let begun = self.transactions.begin(entrance);
         begun.await.map_err(lent::error)
     }
 

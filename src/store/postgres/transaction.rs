@@ -3,13 +3,11 @@ use std::time::{Duration, SystemTime};
 
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
-use sqlx::{AssertSqlSafe, Error, Executor, PgConnection, Postgres, Row as _, Transaction};
-use uuid::Uuid;
+use sqlx::{Error, PgConnection, Postgres, Transaction};
 
 use super::PgStore;
+use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::types::PgUuid;
-use crate::digest::Fields;
-use crate::identity::Identity;
 use crate::store::lent;
 use crate::store::protocol::{Records, State};
 use crate::store::sql::time;
@@ -45,82 +43,7 @@ select $1, $2, $3, $4, $5, $7, $6, 1, $8, $9, now, now, now + make_interval(secs
     case $7 when 'held' then 'infinity' else now + make_interval(secs => $10) end, $11, $12
 from (select clock_timestamp() as now) as attempt
 where current_setting('idempotency.attempt', true) = $13
-on conflict (id) do nothing
-returning extract(epoch from expires_at)::float8 as expires_at";
-
-pub(super) const UNDO: &str = "rollback to savepoint idempotency_handler";
-
-/// `raise` of `idempotency.enter`.
-pub(super) const LOCKED: &str = "IK001";
-pub(super) const RECORDED: &str = "IK002";
-
-/// sqlx names the statements of a handler `sqlx_s_1` and so on, on each connection anew, also where it
-/// keeps none of them: behind a pooler another connection has left the same names in the session. A
-/// pooler that knows prepared statements gives them names of its own.
-const FORGET_STATEMENTS: &str = r"
-do $$
-declare
-    statement text;
-begin
-    for statement in select name from pg_catalog.pg_prepared_statements where name like 'sqlx\_s\_%' loop
-        execute pg_catalog.format('deallocate %I', statement);
-    end loop;
-end
-$$;";
-
-impl PgStore {
-    /// Everything before the handler, in one round trip. It begins as the implicit transaction of a
-    /// query of several statements, which `begin` turns into an explicit one (PostgreSQL documentation,
-    /// 55.2.2.1): if the operation cannot be entered, nothing is left open.
-    fn enter(&self, request: &ClaimRequest, limit: Duration) -> String {
-        let (identity, lock) = (&request.identity, lock_of(&request.identity));
-        let (id, attempt) = (identity.id(), attempt(request.token, limit));
-        let step = format!("idempotency.enter('{id}', {lock}, {attempt})");
-        self.begin_with(&step, request.token)
-    }
-
-    /// The same for a phase.
-    pub(super) fn begin_for(&self, identity: &Identity, token: Token, limit: Duration) -> String {
-        let (id, attempt) = (identity.id(), attempt(token, limit));
-        self.begin_with(&format!("idempotency.mark('{id}', {attempt})"), token)
-    }
-
-    fn begin_with(&self, step: &str, token: Token) -> String {
-        let forget = match self.pooled_begin {
-            Some(_) => FORGET_STATEMENTS,
-            None => "",
-        };
-        let keep_mark = self.transactions.keep_mark(token);
-        format!(
-            "set transaction isolation level read committed, read write; {forget};
-            select {step}, {keep_mark};
-            begin;
-            savepoint idempotency_handler"
-        )
-    }
-}
-
-/// The last arguments of `idempotency.enter` and `idempotency.mark`.
-fn attempt(token: Token, limit: Duration) -> String {
-    let (mark, limit) = (mark(token), limit.as_millis().clamp(1, i32::MAX as u128));
-    format!("'{mark}', {limit}")
-}
-
-/// What tells the transaction of an attempt from others. Not its token: it is in the text of a statement,
-/// which is logged where it is slow.
-pub(super) fn mark(token: Token) -> String {
-    let digest = Fields::new("mark").push(token.as_bytes()).finish();
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest[..16]);
-    Uuid::from_bytes(bytes).to_string()
-}
-
-/// Not of the id, which is partly the client's to choose.
-fn lock_of(identity: &Identity) -> i64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&identity.digest()[16..24]);
-    i64::from_be_bytes(bytes)
-}
+returning date_part('epoch', expires_at), set_config('idempotency.committed', '', false)";
 
 impl TransactionalStore for PgStore {
     type Transaction = Transaction<'static, Postgres>;
@@ -132,7 +55,8 @@ impl TransactionalStore for PgStore {
         request: &ClaimRequest,
         limit: Duration,
     ) -> Result<Begun<Self::Transaction>, StoreError> {
-        match self.transactions.begin(self.enter(request, limit)).await {
+        let entrance = Entrance::operation(request, limit);
+        match self.transactions.begin(entrance).await {
             Ok(transaction) => Ok(Begun::Open(transaction)),
             Err(error) => match code(&error).as_deref() {
                 Some(LOCKED) => Ok(Begun::Locked),
@@ -148,12 +72,12 @@ impl TransactionalStore for PgStore {
         request: &ClaimRequest,
         entry: &Entry,
     ) -> Result<SystemTime, CommitError> {
-        let connection = &mut *transaction;
         let recorded = async {
             if entry.writes == Writes::Undo {
-                connection.execute(UNDO).await.map_err(refused)?;
+                let entrance = Entrance::operation(request, Self::EXECUTION_LIMIT);
+                self.transactions.undo(&mut transaction, &entrance).await?;
             }
-            record(connection, request, entry).await
+            record(&mut transaction, request, entry).await
         };
         match recorded.await {
             Ok(expires_at) => {
@@ -210,25 +134,14 @@ async fn record(
         .bind(entry.completion.references.to_json())
         .bind((!entry.held).then(|| entry.completion.answer.encode()))
         .bind(&mark)
-        .fetch_optional(&mut *connection)
+        .fetch_optional(connection)
         .await
-        .map_err(refused)?;
-    if let Some(expires_at) = expires_at {
-        return time(expires_at).map_err(CommitError::Aborted);
-    }
-    // Nothing was recorded. Unless the mark is still there, the handler may have committed.
-    Err(match has_mark(connection, &mark).await {
-        Ok(true) => CommitError::Recorded,
-        Ok(false) | Err(_) => CommitError::Ended,
-    })
-}
-
-/// A transaction of nobody's has no mark, and the mark of an ended one reads as empty. Not prepared:
-/// outside of a transaction, a pooler may look for the statement on another connection.
-pub(super) async fn has_mark(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
-    let sql = format!("select current_setting('idempotency.attempt', true) = '{mark}'");
-    let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
-    Ok(row.try_get::<Option<bool>, _>(0)?.unwrap_or(false))
+        .map_err(|error| match code(&error).as_deref() {
+            Some("23505") => CommitError::Recorded,
+            _ => refused(error),
+        })?;
+    let expires_at = expires_at.ok_or(CommitError::Ended)?;
+    time(expires_at).map_err(CommitError::Aborted)
 }
 
 /// What an error before the commit, or of a commit that was refused, says of the transaction.

@@ -16,8 +16,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::PgStoreBuilder;
+use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::handover::{Chained, Handover};
-use super::transaction::{LOCKED, RECORDED, UNDO, code, has_mark, is_certain, mark, refused};
+use super::transaction::{code, is_certain, refused};
 use crate::store::lent::RETURN_TIMEOUT;
 use crate::store::transaction::CommitError;
 use crate::store::{StoreError, Token};
@@ -26,19 +27,34 @@ use crate::store::{StoreError, Token};
 pub(super) const MAX_TRANSACTIONS: u32 = 10;
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
-/// would only release the innermost of them. The empty one that follows is rolled back in passing, with the
-/// next that begins on the connection, or when it goes back to its pool.
-const COMMIT: &str = "commit and chain";
-
-/// The same in a session of the store's own, which keeps the mark of what was committed by somebody else.
-const OWN_COMMIT: &str = "set idempotency.committed = ''; commit and chain";
+/// would only release the innermost of them. In the empty one that follows the next operation is entered,
+/// or it is rolled back, where the connection goes back to its pool.
+const COMMIT: &str = "commit and chain; set transaction isolation level read committed, read write";
 
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
 /// in what is left of the transaction.
 const ROLLBACK: &str = "rollback and chain";
 
-/// What `and chain` does, where nothing was ended.
-const CHAIN: &str = "start transaction";
+/// The empty one, where nothing was ended.
+const START: &str = "start transaction isolation level read committed, read write";
+
+/// Where the connection is not the store's own. Of a transaction that has failed, it tells whether it is open.
+const SAVEPOINT: &str = "savepoint idempotency_handler";
+const UNDO: &str = "rollback to savepoint idempotency_handler";
+
+/// sqlx names the statements of a handler `sqlx_s_1` and so on, on each connection anew, also where it
+/// keeps none of them: behind a pooler another connection has left the same names in the session. A
+/// pooler that knows prepared statements gives them names of its own.
+const FORGET_STATEMENTS: &str = r"
+do $$
+declare
+    statement text;
+begin
+    for statement in select name from pg_catalog.pg_prepared_statements where name like 'sqlx\_s\_%' loop
+        execute pg_catalog.format('deallocate %I', statement);
+    end loop;
+end
+$$;";
 
 /// Nothing is written outside of the transaction. sqlx rolls all of it back where a handler begins a
 /// savepoint and gives up waiting (https://github.com/launchbadge/sqlx/issues/4385); what the handler
@@ -63,6 +79,8 @@ pub(super) struct Transactions {
     /// Pools that were replaced, and may have connections in use.
     replaced: Arc<Mutex<Vec<PgPool>>>,
     kind: Kind,
+    /// Whether a pooler is in between.
+    is_pooled: bool,
     /// How long one may take to begin.
     patience: Duration,
     handover: Handover,
@@ -71,11 +89,12 @@ pub(super) struct Transactions {
 }
 
 impl Transactions {
-    pub(super) fn new(pool: PgPool, kind: Kind, patience: Duration) -> Self {
+    pub(super) fn new(pool: PgPool, kind: Kind, is_pooled: bool, patience: Duration) -> Self {
         Self {
             pool: Arc::new(Mutex::new(pool)),
             replaced: Arc::default(),
             kind,
+            is_pooled,
             patience,
             handover: Handover::default(),
             opening: Arc::new(Semaphore::new(1)),
@@ -86,13 +105,13 @@ impl Transactions {
     /// (https://github.com/launchbadge/sqlx/issues/4385).
     pub(super) async fn begin(
         &self,
-        begin: String,
+        entrance: Entrance,
     ) -> Result<Transaction<'static, Postgres>, Error> {
         let transactions = self.clone();
         let (caller, gone) = oneshot::channel::<Infallible>();
         let begun = tokio::spawn(async move {
             let pool = transactions.pool().clone();
-            let mut begun = pin!(transactions.begin_on_any(&pool, begin, gone));
+            let mut begun = pin!(transactions.begin_on_any(&pool, &entrance, gone));
             if let Ok(begun) = timeout(transactions.patience, &mut begun).await {
                 return begun;
             }
@@ -108,7 +127,7 @@ impl Transactions {
     async fn begin_on_any(
         &self,
         pool: &PgPool,
-        begin: String,
+        entrance: &Entrance,
         gone: oneshot::Receiver<Infallible>,
     ) -> Result<Transaction<'static, Postgres>, Error> {
         let next = async {
@@ -122,10 +141,10 @@ impl Transactions {
             biased;
             Ok(chained) = next => {
                 self.complete(acquired);
-                self.begin_after(chained, &begin).await
+                self.enter_chained(chained, entrance).await
             }
             connection = &mut acquired => {
-                let begin = AssertSqlSafe(begin).into_sql_str();
+                let begin = AssertSqlSafe(self.begin_and_enter(entrance)).into_sql_str();
                 Transaction::begin(connection?, Some(begin)).await
             }
             _ = gone => {
@@ -150,20 +169,38 @@ impl Transactions {
         }
     }
 
-    /// Where it is refused, the server has left the transaction, and another one may have the connection.
-    async fn begin_after(
+    /// All in one round trip. It begins as the implicit transaction of a query of several statements, which
+    /// `begin` turns into an explicit one (PostgreSQL documentation, 55.2.2.1): if the operation cannot be
+    /// entered, nothing is left open.
+    fn begin_and_enter(&self, entrance: &Entrance) -> String {
+        let forget = match self.is_pooled {
+            true => FORGET_STATEMENTS,
+            false => "",
+        };
+        let savepoint = match self.kind {
+            Kind::Own => "",
+            Kind::Pooled | Kind::Shared => SAVEPOINT,
+        };
+        let enter = entrance.to_sql();
+        format!(
+            "set transaction isolation level read committed, read write; {forget}; {enter}; begin; {savepoint}"
+        )
+    }
+
+    /// Where it is refused, another one may have the connection.
+    async fn enter_chained(
         &self,
         mut chained: Chained,
-        begin: &str,
+        entrance: &Entrance,
     ) -> Result<Transaction<'static, Postgres>, Error> {
-        let begin = AssertSqlSafe(format!("rollback; {begin}"));
-        match (&mut *chained).execute(begin).await {
-            Ok(_) => Ok(chained),
+        match entrance.enter(&mut chained).await {
+            Ok(()) => Ok(chained),
             Err(refused) => {
                 if matches!(code(&refused).as_deref(), Some(LOCKED | RECORDED)) {
                     let transactions = self.clone();
                     tokio::spawn(async move {
-                        let begun = timeout(RETURN_TIMEOUT, (&mut *chained).execute(CHAIN));
+                        let again = AssertSqlSafe(format!("rollback; {START}"));
+                        let begun = timeout(RETURN_TIMEOUT, (&mut *chained).execute(again));
                         if matches!(begun.await, Ok(Ok(_))) {
                             transactions.end(chained);
                         }
@@ -174,24 +211,31 @@ impl Transactions {
         }
     }
 
-    /// Has a session of the store's own keep the mark of a transaction that somebody else commits. An
-    /// expression, which is normalised where statements are counted.
-    pub(super) fn keep_mark(&self, token: Token) -> String {
-        match self.kind {
-            Kind::Own => format!(
-                "set_config('idempotency.committed', '{}', false)",
-                mark(token)
-            ),
-            Kind::Pooled | Kind::Shared => "null".to_owned(),
+    /// Rolls back what the handler wrote, of an operation whose refusal is to be recorded. On a connection
+    /// of the store's own that ends its lock, so that the operation is entered again.
+    pub(super) async fn undo(
+        &self,
+        connection: &mut PgConnection,
+        entrance: &Entrance,
+    ) -> Result<(), CommitError> {
+        if self.kind != Kind::Own {
+            return connection.execute(UNDO).await.map(drop).map_err(refused);
         }
+        match self.has_ended(connection, entrance.mark()).await {
+            Ok(true) => return Err(CommitError::Ended),
+            Ok(false) => {}
+            Err(lost) => return Err(CommitError::Conflict(StoreError::unavailable(lost))),
+        }
+        let entered = entrance.enter(connection).await;
+        entered.map_err(|error| match code(&error).as_deref() {
+            Some(LOCKED) => CommitError::Conflict(StoreError::unavailable(error)),
+            Some(RECORDED) => CommitError::Recorded,
+            _ => refused(error),
+        })
     }
 
     pub(super) async fn commit(&self, mut transaction: Chained) -> Result<(), CommitError> {
-        let commit = match self.kind {
-            Kind::Own => OWN_COMMIT,
-            Kind::Pooled | Kind::Shared => COMMIT,
-        };
-        match (&mut *transaction).execute(commit).await {
+        match (&mut *transaction).execute(COMMIT).await {
             Ok(_) => {
                 self.end(transaction);
                 Ok(())
@@ -206,7 +250,7 @@ impl Transactions {
         mut transaction: Chained,
         token: Token,
     ) -> Result<(), CommitError> {
-        match self.has_ended(&mut transaction, token).await {
+        match self.has_ended(&mut transaction, &mark(token)).await {
             Ok(true) => return Err(CommitError::Ended),
             Ok(false) => {}
             Err(lost) => {
@@ -234,7 +278,7 @@ impl Transactions {
         if matches!(error, CommitError::Recorded) {
             return error;
         }
-        match (self.has_ended(connection, token).await, error) {
+        match (self.has_ended(connection, &mark(token)).await, error) {
             (Ok(true), _) => CommitError::Ended,
             (Ok(false), CommitError::Ended) => {
                 let reason = "the handler, or sqlx for it, rolled back by itself";
@@ -246,13 +290,12 @@ impl Transactions {
 
     /// Whether a handler has ended the transaction by itself, and what it did may be committed. A session
     /// of the store's own knows; elsewhere, what is not open any more may be.
-    async fn has_ended(&self, connection: &mut PgConnection, token: Token) -> Result<bool, Error> {
-        let mark = mark(token);
+    async fn has_ended(&self, connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
         let mut rounds = 3;
         loop {
             let told = match self.kind {
-                Kind::Own => has_committed(connection, &mark).await,
-                Kind::Pooled | Kind::Shared => is_over(connection, &mark).await,
+                Kind::Own => has_committed(connection, mark).await,
+                Kind::Pooled | Kind::Shared => is_over(connection, mark).await,
             };
             rounds -= 1;
             match told {
@@ -366,12 +409,12 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
 /// Whether the session has committed the transaction of this mark, without the store. What is open is
 /// rolled back, and an empty one follows, where sqlx counts one.
 async fn has_committed(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
-    let chain = match connection.is_in_transaction() {
-        true => CHAIN,
+    let start = match connection.is_in_transaction() {
+        true => START,
         false => "",
     };
     let sql = format!(
-        "rollback; select current_setting('idempotency.committed', true) = '{mark}'; {chain}"
+        "rollback; {start}; select current_setting('idempotency.committed', true) = '{mark}'"
     );
     let rows = connection.fetch_all(AssertSqlSafe(sql)).await?;
     let is_mark = rows.first().map(|row| row.try_get(0)).transpose()?;
@@ -390,4 +433,12 @@ async fn is_over(connection: &mut PgConnection, mark: &str) -> Result<bool, Erro
         Err(error) if matches!(code(&error).as_deref(), Some("3B001" | "25P01")) => Ok(true),
         Err(error) => Err(error),
     }
+}
+
+/// A transaction of nobody's has no mark, and the mark of an ended one reads as empty. Not prepared:
+/// outside of a transaction, a pooler may look for the statement on another connection.
+async fn has_mark(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
+    let sql = format!("select current_setting('idempotency.attempt', true) = '{mark}'");
+    let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
+    Ok(row.try_get::<Option<bool>, _>(0)?.unwrap_or(false))
 }

@@ -53,16 +53,18 @@ fn lease(bounds: Bounds) -> bool {
 
 fn transaction(bounds: Bounds) -> bool {
     let mut holds = true;
-    for handler_commits in [false, true] {
-        let name = match handler_commits {
-            false => "transaction",
-            true => "transaction ended by handlers",
-        };
-        let fault = None;
+    let kinds = [
+        ("transaction", false, true),
+        ("transaction entered again", false, false),
+        ("transaction ended by handlers", true, true),
+        ("the same, entered again", true, false),
+    ];
+    for (name, handler_commits, savepoint) in kinds {
         let model = Transaction {
             bounds,
             handler_commits,
-            fault,
+            savepoint,
+            fault: None,
         };
         holds &= report(name, bounds, model);
     }

@@ -18,7 +18,7 @@ use crate::{SUBJECT, assert_code, assert_replays};
 const BEGIN: &str = "select idempotency.enter(";
 
 /// How a transaction begins on a connection that another has ended its own on.
-const HANDED: &str = "rollback; set transaction";
+const HANDED: &str = "select idempotency.enter($1";
 
 const TIMES: usize = 4;
 

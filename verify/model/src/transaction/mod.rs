@@ -3,8 +3,9 @@
 //! | here | there |
 //! |---|---|
 //! | [`Step::Lookup`] | `try_enter` in `run/transact.rs`, before any transaction |
-//! | [`Step::Lock`], [`Step::Look`] | `idempotency.enter` in `migrations/postgres/0003_enter.sql`, then `begin; savepoint` in `store/postgres/transaction.rs` |
-//! | [`Step::Undo`], [`Step::Record`], [`Step::Commit`] | `UNDO`, `RECORD` and `COMMIT` there |
+//! | [`Step::Lock`], [`Step::Look`] | `idempotency.enter` in `migrations/postgres/0003_enter.sql` |
+//! | [`Step::Undo`] | `undo` in `store/postgres/transactions.rs`: of the savepoint, or, on connections of the store's own, of all, and then it is entered again |
+//! | [`Step::Record`], [`Step::Commit`] | `RECORD` in `store/postgres/transaction.rs`, `COMMIT` in `transactions.rs` |
 //! | [`Step::Probe`], [`Step::Verdict`] | `confirm` there, as `commit` in `run/transact.rs` asks it |
 //! | [`Tx`] | the backend of the server, which outlives the process that opened it |
 //!
@@ -43,8 +44,8 @@ pub enum Fault {
     NoLock,
     /// The lock is taken after the savepoint, and released with it.
     LockInSavepoint,
-    /// A refusal rolls everything back, and is recorded in a transaction of its own.
-    NoSavepoint,
+    /// A refusal rolls everything back, and is recorded in a transaction of its own, without entering again.
+    NotEntered,
     /// The record is written before the handler runs.
     RecordFirst,
     /// The record is written without looking for the mark of the attempt.
@@ -62,13 +63,13 @@ pub enum Fault {
 pub enum Step {
     /// Reads what is committed.
     Lookup,
-    /// Tries the lock.
-    Lock,
+    /// Tries the lock, for this.
+    Lock(Purpose),
     /// Looks again, under the lock. With [`Fault::OneSnapshot`], what was seen before.
-    Look(Option<bool>),
+    Look(Purpose, Option<bool>),
     /// In the handler.
     Run,
-    /// `rollback to savepoint`, for an answer that is kept without its writes.
+    /// Rolls back what the handler wrote, for an answer that is kept without it.
     Undo,
     /// Inserts the record: whether the writes are kept.
     Record(bool),
@@ -82,6 +83,15 @@ pub enum Step {
     Over,
     /// Its request has not come yet.
     Unsent,
+}
+
+/// Why an operation is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// To run its handler.
+    Run,
+    /// To record a refusal, after a rollback of all.
+    Refuse,
 }
 
 /// A statement whose sender waits no more.
@@ -129,6 +139,8 @@ pub struct Transaction {
     pub bounds: Bounds,
     /// Whether handlers may send a commit of their own.
     pub handler_commits: bool,
+    /// Whether a refusal rolls back to a savepoint, or all, and is entered again.
+    pub savepoint: bool,
     /// What is broken.
     pub fault: Option<Fault>,
 }
@@ -144,10 +156,10 @@ impl Transaction {
         match key.attempt(me).step {
             Step::Lookup => match record {
                 Some(record) => key.answer(me, record.by),
-                None => key.attempt(me).step = Step::Lock,
+                None => key.attempt(me).step = Step::Lock(Purpose::Run),
             },
-            Step::Lock => self.try_lock(key, me),
-            Step::Look(seen) => self.look(key, me, seen),
+            Step::Lock(purpose) => self.try_lock(key, me, purpose),
+            Step::Look(purpose, seen) => self.look(key, me, purpose, seen),
             Step::Undo => self.undo(key, me),
             Step::Record(kept) => self.write_record(key, me, kept),
             Step::Commit => match key.attempt(me).tx {
@@ -166,35 +178,38 @@ impl Transaction {
         }
     }
 
-    fn try_lock(&self, key: &mut Key, me: Token) {
+    fn try_lock(&self, key: &mut Key, me: Token, purpose: Purpose) {
         let seen = self.has(Fault::OneSnapshot).then_some(key.record.is_some());
         let attempt = key.attempt(me);
         let tx = attempt.tx.get_or_insert(Tx::BEGUN);
         if seen.is_some() && !tx.entered {
             // The snapshot is taken; the lock comes a moment later.
             tx.entered = true;
-            attempt.step = Step::Look(seen);
+            attempt.step = Step::Look(purpose, seen);
             return;
         }
-        self.lock(key, me);
+        self.lock(key, me, purpose);
     }
 
-    /// Whether it has the lock. Otherwise it is answered `request-in-progress`.
-    fn lock(&self, key: &mut Key, me: Token) -> bool {
+    /// Whether it has the lock. Otherwise it is answered `request-in-progress`, or `transaction-conflict`.
+    fn lock(&self, key: &mut Key, me: Token, purpose: Purpose) -> bool {
         let is_free = self.has(Fault::NoLock) || !key.is_locked();
         let attempt = key.attempt(me);
         if let (true, Some(tx)) = (is_free, &mut attempt.tx) {
             tx.locked = true;
-            attempt.step = Step::Look(None);
+            attempt.step = Step::Look(purpose, None);
         } else {
             attempt.tx = None;
-            attempt.end();
+            match purpose {
+                Purpose::Run => attempt.end(),
+                Purpose::Refuse => attempt.say_rolled_back(),
+            }
         }
         is_free
     }
 
-    fn look(&self, key: &mut Key, me: Token, seen: Option<bool>) {
-        if seen.is_some() && !self.lock(key, me) {
+    fn look(&self, key: &mut Key, me: Token, purpose: Purpose, seen: Option<bool>) {
+        if seen.is_some() && !self.lock(key, me, purpose) {
             return;
         }
         let is_recorded = key.record.is_some();
@@ -211,23 +226,33 @@ impl Transaction {
         if self.has(Fault::RecordFirst) {
             tx.record = Some(true);
         }
-        attempt.step = Step::Run;
-        key.ran_again |= is_recorded;
+        match purpose {
+            Purpose::Run => {
+                attempt.step = Step::Run;
+                key.ran_again |= is_recorded;
+            }
+            Purpose::Refuse => attempt.step = Step::Record(false),
+        }
     }
 
     fn undo(&self, key: &mut Key, me: Token) {
         let attempt = key.attempt(me);
         match &mut attempt.tx {
-            Some(tx) => {
+            Some(tx) if self.savepoint => {
                 tx.wrote = false;
                 tx.locked &= !self.has(Fault::LockInSavepoint);
                 attempt.step = Step::Record(false);
             }
+            // Its session knows that it was not ended, and begins another one.
+            Some(tx) => {
+                *tx = Tx::BEGUN;
+                attempt.step = match self.has(Fault::NotEntered) {
+                    true => Step::Record(false),
+                    false => Step::Lock(Purpose::Refuse),
+                };
+            }
             None if attempt.ended => attempt.end(),
             None => attempt.say_rolled_back(),
-        }
-        if self.has(Fault::NoSavepoint) {
-            key.attempt(me).tx = None;
         }
     }
 
@@ -235,9 +260,7 @@ impl Transaction {
     fn write_record(&self, key: &mut Key, me: Token, kept: bool) {
         let record = key.record;
         let attempt = key.attempt(me);
-        let is_alone = attempt.ended && self.has(Fault::NoMark)
-            || attempt.tx.is_none() && self.has(Fault::NoSavepoint) && !kept;
-        if is_alone {
+        if attempt.ended && self.has(Fault::NoMark) {
             attempt.tx = Some(Tx::BEGUN);
         }
         let Some(tx) = &mut attempt.tx else {
@@ -314,7 +337,7 @@ impl Transaction {
                     actions.push(Action::Call(k, me));
                 }
                 match step {
-                    Step::Look(_) | Step::Record(_) | Step::Commit => {
+                    Step::Look(..) | Step::Record(_) | Step::Commit => {
                         actions.push(Action::Delay(k, me));
                     }
                     Step::Probe | Step::Verdict => actions.push(Action::GiveUp(k, me)),

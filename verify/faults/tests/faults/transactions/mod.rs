@@ -97,7 +97,7 @@ fn begins_are_clean(traffic: &Traffic) -> usize {
                 before.executes("and chain") || before.executes("start transaction")
             };
             let is_handed_over =
-                before.is_some_and(has_chained) && exchange.executes("rollback; set transaction");
+                before.is_some_and(has_chained) && exchange.executes("select idempotency.enter($1");
             assert!(is_idle || is_handed_over, "{before:?}, {exchange:?}");
         }
     }
