@@ -58,6 +58,8 @@ mod cuts;
 mod duplicates;
 #[path = "transactions/flight.rs"]
 mod flight;
+#[path = "transactions/handed.rs"]
+mod handed;
 #[path = "transactions/handlers.rs"]
 mod handlers;
 #[path = "transactions/hardening.rs"]

@@ -31,17 +31,17 @@ select $1, $2, $3, $4, $5, 'running', $6, 1, $7, $8,
     now + make_interval(secs => case $7 when 'hold' then $9 else $10 end), false
 from (select clock_timestamp()) as clock (now)
 on conflict (id) do nothing
-returning extract(epoch from expires_at)::float8";
+returning date_part('epoch', expires_at)";
 
 /// Everything of a record, in one snapshot.
 macro_rules! records {
     () => {
         "
 select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
-    (extract(epoch from leased_until) - extract(epoch from clock_timestamp()))::float8 as lease_left,
+    date_part('epoch', leased_until) - date_part('epoch', clock_timestamp()) as lease_left,
     expires_at <= clock_timestamp() as expired,
-    (extract(epoch from expires_at) - extract(epoch from clock_timestamp()))::float8 as retention_left,
-    extract(epoch from expires_at)::float8 as expires_at
+    date_part('epoch', expires_at) - date_part('epoch', clock_timestamp()) as retention_left,
+    date_part('epoch', expires_at) as expires_at
 from idempotency.record"
     };
 }
@@ -70,7 +70,7 @@ where id = (
     )
     for update skip locked
 )
-returning extract(epoch from expires_at)::float8";
+returning date_part('epoch', expires_at)";
 
 const UNLOCKED: &str = "
 select from idempotency.record where id = $1 for no key update skip locked";

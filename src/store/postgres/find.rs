@@ -14,8 +14,8 @@ use crate::store::{RecordSummary, StoreError, Within};
 /// The status is in the first bytes of the answer.
 const INSPECT: &str = "
 select scope, operation, key, state, attempt, refs, substring(answer for 4) as head,
-    extract(epoch from claimed_at)::float8 as claimed_at,
-    extract(epoch from expires_at)::float8 as expires_at
+    date_part('epoch', claimed_at) as claimed_at,
+    date_part('epoch', expires_at) as expires_at
 from idempotency.record
 where id = $1 and not (expires_at <= clock_timestamp() and (state = 'completed'
     or state = 'running' and lost <> 'hold' and leased_until <= clock_timestamp()))";
@@ -30,8 +30,8 @@ with found as materialized (
         and ($1::text is null or scope = $1) and ($4::uuid is null or id > $4)
 )
 select scope, operation, key, state, attempt, refs, substring(answer for 4) as head,
-    extract(epoch from claimed_at)::float8 as claimed_at,
-    extract(epoch from expires_at)::float8 as expires_at
+    date_part('epoch', claimed_at) as claimed_at,
+    date_part('epoch', expires_at) as expires_at
 from found
 where not (expires_at <= clock_timestamp() and (state = 'completed'
     or state = 'running' and lost <> 'hold' and leased_until <= clock_timestamp()))

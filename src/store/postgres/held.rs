@@ -34,7 +34,7 @@ where id = $1 and token = $2 and state = 'held' and progress is not null";
 /// that believes in many, or in an empty table, would walk through all records in the order of their ids.
 const LIST_HELD: &str = "
 select id, scope, operation, key, token, attempt, refs,
-    extract(epoch from claimed_at)::float8 as claimed_at
+    date_part('epoch', claimed_at) as claimed_at
 from (
     select * from idempotency.record where sweep_at = 'infinity' and state = 'held' offset 0
 ) as held

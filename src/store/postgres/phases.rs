@@ -78,7 +78,7 @@ where id = $1 and token = $2 and state = 'running' for share";
 /// By the index of what has progress, which answered records have not.
 const LIST_ABANDONED: &str = "
 select scope, operation, key, fingerprint,
-    extract(epoch from expires_at - claimed_at)::float8 as retention
+    date_part('epoch', expires_at - claimed_at) as retention
 from idempotency.record
 where progress is not null and state = 'running' and lost = 'rerun'
     and leased_until <= clock_timestamp() and expires_at > clock_timestamp()

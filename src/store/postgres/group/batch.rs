@@ -67,7 +67,7 @@ from unnest(",
 where (select taken.id from idempotency.record as taken where taken.id = claim.id) is null
 order by id
 on conflict (id) do nothing
-returning id, token, extract(epoch from expires_at)::float8 as until"
+returning id, token, date_part('epoch', expires_at) as until"
         )
     };
 }

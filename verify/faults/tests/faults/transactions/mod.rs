@@ -4,6 +4,7 @@ mod cost;
 mod crashes;
 mod kills;
 mod pools;
+mod refused;
 mod silent;
 mod vanished;
 mod wire;
@@ -87,7 +88,8 @@ async fn took_effect_once(database: &Database, subject: &Subject, pay: &Pay, fir
 fn begins_are_clean(traffic: &Traffic) -> usize {
     let mut last: HashMap<_, &Exchange> = HashMap::new();
     let mut begun = 0;
-    for exchange in &traffic.exchanges {
+    let executing = |exchange: &&Exchange| !exchange.executed.is_empty();
+    for exchange in traffic.exchanges.iter().filter(executing) {
         let before = last.insert(exchange.connection, exchange);
         if exchange.executes(BEGIN) {
             begun += 1;
