@@ -38,6 +38,10 @@ const OF_EACH: Duration = Duration::from_micros(20);
 /// the others keep the runtime for longer than the round took, it does not wait for more of them.
 const FOLLOWING: usize = 4;
 
+/// Of more than so many, most have come while the round before was on its way, and whoever follows fills the
+/// next one meanwhile: to wait for them pays only where the disk is slow.
+const FEW: u32 = 16;
+
 /// Lookups that wait for their own writer beside one that commits: they need no disk.
 const LOOKUPS: usize = 8;
 
@@ -85,8 +89,8 @@ impl Default for Commits {
 }
 
 impl Commits {
-    /// Of a round: whether its commit costs more than what has travelled in it. One that only reads commits
-    /// nothing.
+    /// Of a round: whether its commit costs more than what has travelled in it, and whoever follows should come
+    /// along. One that only reads commits nothing.
     fn note(&mut self, took: Duration, size: Size) -> bool {
         if size.commits == 0 {
             return false;
@@ -97,7 +101,10 @@ impl Commits {
         let mut sorted = self.took;
         let (_, median, _) = sorted.select_nth_unstable(REMEMBERED / 2);
         self.writers = 1 + median.as_nanos() / SLOW_COMMIT.as_nanos();
-        *median > OF_EACH * size.records
+        let is_dear = *median > OF_EACH * size.records;
+        // The quickest was held up by nothing but the disk.
+        let is_slow = || self.took.iter().min() > Some(&SLOW_COMMIT);
+        is_dear && (size.records <= FEW || is_slow())
     }
 }
 
@@ -334,8 +341,8 @@ impl AtWork {
             return None;
         }
         let took = began.elapsed();
-        let is_dear = group.lock().writers.commits.note(took, size);
-        if is_dear {
+        let follows = group.lock().writers.commits.note(took, size);
+        if follows {
             let mut turns = 0..FOLLOWING;
             while turns.next().is_some() && began.elapsed() < took * 2 {
                 tokio::task::yield_now().await;
