@@ -2,6 +2,7 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use sqlx::error::DatabaseError;
+use sqlx::postgres::types::PgInterval;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use sqlx::{Error, PgConnection, Postgres, Transaction};
 
@@ -39,8 +40,8 @@ insert into idempotency.record (
     id, digest, scope, operation, key, state, token, attempt, lost, fingerprint,
     claimed_at, leased_until, expires_at, sweep_at, refs, answer
 )
-select $1, $2, $3, $4, $5, $7, $6, 1, $8, $9, now, now, now + make_interval(secs => $10),
-    case $7 when 'held' then 'infinity' else now + make_interval(secs => $10) end, $11, $12
+select $1, $2, $3, $4, $5, $7, $6, 1, $8, $9, now, now, now + $10,
+    case $7 when 'held' then 'infinity' else now + $10 end, $11, $12
 from (select clock_timestamp() as now) as attempt
 where current_setting('idempotency.attempt', true) = $13
 returning date_part('epoch', expires_at), set_config('idempotency.committed', '', false)";
@@ -130,7 +131,7 @@ async fn record(
         .bind(if entry.held { "held" } else { "completed" })
         .bind(request.lost.as_sql())
         .bind(request.fingerprint.to_bytes())
-        .bind(request.ttl.as_secs_f64())
+        .bind(interval(request.ttl))
         .bind(entry.completion.references.to_json())
         .bind((!entry.held).then(|| entry.completion.answer.encode()))
         .bind(&mark)
@@ -142,6 +143,14 @@ async fn record(
         })?;
     let expires_at = expires_at.ok_or(CommitError::Ended)?;
     time(expires_at).map_err(CommitError::Aborted)
+}
+
+fn interval(ttl: Duration) -> PgInterval {
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds: i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX),
+    }
 }
 
 /// What an error before the commit, or of a commit that was refused, says of the transaction.
