@@ -36,8 +36,9 @@ enum Finished<E> {
     Recorded(Result<Response<Body>, E>, Completion, SystemTime),
     /// Everything is rolled back, and another run may succeed.
     Conflict(Code),
-    /// The handler has ended the transaction, and may have committed.
-    Ended(References),
+    /// Nobody is to run it again: the handler has ended the transaction, and may have committed, or has held
+    /// its key, and that is not recorded yet.
+    ToHold(Code, References),
 }
 
 impl<S: TransactionalStore> Exchange<S> {
@@ -120,8 +121,8 @@ impl<S: TransactionalStore> Exchange<S> {
                     self.tell(listed, Some(shown), fill);
                     return reply.send(answer);
                 }
-                Finished::Ended(references) => {
-                    let answer = Ok(self.render(Rejection::new(Code::TransactionEnded)));
+                Finished::ToHold(code, references) => {
+                    let answer = Ok(self.render(Rejection::new(code)));
                     let mut held = pin!(self.hold_ended(&attempt, &references));
                     if timeout(self.policy.settle_timeout, &mut held).await.is_ok() {
                         drop(listed);
@@ -190,6 +191,11 @@ impl<S: TransactionalStore> Exchange<S> {
             }
             Err(error) => {
                 let references = entry.completion.references;
+                if held && !matches!(error, CommitError::Ended | CommitError::Recorded) {
+                    tracing::error!(id = %self.identity.id(), error = std::error::Error::source(&error),
+                        "what is to be held is not recorded yet: {error}");
+                    return Finished::ToHold(Code::AnswerNotRecorded, references);
+                }
                 self.uncommitted(&error, references).await
             }
         }
@@ -214,7 +220,7 @@ impl<S: TransactionalStore> Exchange<S> {
     fn ended<E>(&self, references: References) -> Finished<E> {
         let (id, operation) = (self.identity.id(), self.identity.operation());
         tracing::error!(%id, operation, "{}", CommitError::Ended);
-        Finished::Ended(references)
+        Finished::ToHold(Code::TransactionEnded, references)
     }
 
     /// What the handler may have committed must not be done again: a person is to look first.

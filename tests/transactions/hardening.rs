@@ -222,6 +222,91 @@ async fn a_write_after_a_cancelled_savepoint_is_never_committed_alone() {
     assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
 }
 
+async fn cancels_and_refuses(cancelled: State<Arc<AtomicUsize>>, tx: Tx) -> StatusCode {
+    cancels(cancelled, tx).await;
+    StatusCode::PAYMENT_REQUIRED
+}
+
+#[tokio::test]
+async fn a_refusal_after_a_cancelled_savepoint_is_neither_recorded_nor_held() {
+    let bank = Bank::start().await;
+    let layer = bank.layer().with_policy(policy()).unwrap();
+    let cancelled = Arc::new(AtomicUsize::new(0));
+    let routes = Router::new()
+        .route("/x", post(cancels_and_refuses))
+        .layer(layer);
+    let site = Site::start(routes.with_state(cancelled.clone())).await;
+    let mut refused = 0;
+    for round in 0..6 {
+        let before = cancelled.load(Ordering::SeqCst);
+        let answer = site.send(Sent::post("/x").key(&format!("{round}"))).await;
+        if cancelled.load(Ordering::SeqCst) > before {
+            answer.assert_problem(500, "transaction-aborted");
+        } else {
+            assert_eq!(answer.status, 402);
+            refused += 1;
+        }
+    }
+    assert!(cancelled.load(Ordering::SeqCst) > 0);
+    assert_eq!((bank.ledger().await, bank.records().await), (0, refused));
+}
+
+/// Commits, begins again, and gives up a statement whose error looks like that of a record in the way.
+async fn commits_and_gives_up(mut tx: Tx) -> StatusCode {
+    let sql = "insert into ledger (note) values ('once'); commit; begin read write";
+    sqlx::raw_sql(sql).execute(&mut *tx).await.unwrap();
+    let twice = "create temporary table twice (id integer constraint record_pkey primary key);
+        insert into twice values (1); insert into twice values (1)";
+    let mut given_up = Box::pin(sqlx::raw_sql(twice).execute(&mut *tx));
+    assert!(futures_util::poll!(&mut given_up).is_pending());
+    StatusCode::CREATED
+}
+
+#[tokio::test]
+async fn a_handler_that_commits_by_itself_and_gives_up_a_statement_is_held() {
+    let bank = Bank::start().await;
+    let layer = bank.layer().with_policy(policy().with_reruns(1)).unwrap();
+    let site = Site::start(
+        Router::new()
+            .route("/x", post(commits_and_gives_up))
+            .layer(layer),
+    )
+    .await;
+    let ended = site.send(Sent::post("/x").key("a")).await;
+    ended.assert_problem(500, "transaction-ended");
+    let again = site.send(Sent::post("/x").key("a")).await;
+    again.assert_problem(409, "outcome-unknown");
+    assert_eq!(bank.ledger().await, 1);
+}
+
+/// Refuses a hold that comes when the transaction of its handler has no lock any more.
+const WATCHED: &str = "
+create function watched() returns trigger language plpgsql as $$
+begin
+    if new.state = 'held' and not exists (
+        select from pg_locks where locktype = 'advisory' and granted and pid <> pg_backend_pid()
+            and database = (select oid from pg_database where datname = current_database())
+    ) then
+        raise exception 'anybody may run it';
+    end if;
+    return new;
+end
+$$;
+create trigger watched before insert or update on idempotency.record
+    for each row execute function watched()";
+
+#[tokio::test]
+async fn what_is_to_be_held_is_held_before_its_transaction_ends() {
+    let bank = Bank::start().await;
+    sqlx::raw_sql(WATCHED).execute(&bank.pool).await.unwrap();
+    let site = bank.open(&Runs::free(), policy()).await;
+    let first = paid(&site, "a", "201 hold").await;
+    assert_eq!(first.status, 201);
+    let again = paid(&site, "a", "201").await;
+    again.assert_problem(409, "outcome-unknown");
+    assert_eq!(bank.ledger().await, 0);
+}
+
 /// Another node cannot enter while this one runs, so a leased one of an earlier deploy does.
 #[derive(Clone)]
 struct Other(Arc<tokio::sync::Mutex<Site>>);

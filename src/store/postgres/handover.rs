@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use sqlx::{Postgres, Transaction};
 use tokio::sync::oneshot;
@@ -12,7 +13,12 @@ use tokio::sync::oneshot;
 const MAX_IN_A_ROW: u32 = 256;
 
 /// In an empty transaction, which `and chain` has begun.
-pub(super) type Chained = Transaction<'static, Postgres>;
+#[derive(Debug)]
+pub(super) struct Chained {
+    pub(super) transaction: Transaction<'static, Postgres>,
+    /// It was not begun before; its `now()` is not, either.
+    pub(super) since: Instant,
+}
 
 /// Who waits for a connection.
 #[derive(Debug, Clone, Default)]

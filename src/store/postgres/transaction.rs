@@ -9,12 +9,13 @@ use sqlx::{Error, PgConnection, Postgres, Transaction};
 use super::PgStore;
 use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::types::PgUuid;
+use crate::policy::Lost;
 use crate::store::lent;
 use crate::store::protocol::{Records, State};
 use crate::store::sql::time;
 use crate::store::transaction::{Begun, CommitError, Entry, TransactionalStore, Verdict, Writes};
 use crate::store::tx_error::is_conflict;
-use crate::store::{ClaimRequest, StoreError, Token};
+use crate::store::{ClaimRequest, Claimed, Store as _, StoreError, Token};
 
 /// The transaction of a transactional route on a [`PgStore`]; dereferences to
 /// [`PgConnection`](sqlx::PgConnection).
@@ -73,6 +74,13 @@ impl TransactionalStore for PgStore {
         request: &ClaimRequest,
         entry: &Entry,
     ) -> Result<SystemTime, CommitError> {
+        if entry.held && self.transactions.lock_ends_with_writes() {
+            let expires_at = self.hold_at_once(request, entry).await?;
+            return match self.rollback(transaction, request.token).await {
+                Err(CommitError::Ended) => Err(CommitError::Ended),
+                Ok(()) | Err(_) => Ok(expires_at),
+            };
+        }
         let recorded = async {
             if entry.writes == Writes::Undo {
                 let entrance = Entrance::operation(request, Self::EXECUTION_LIMIT);
@@ -115,6 +123,27 @@ impl TransactionalStore for PgStore {
     }
 }
 
+impl PgStore {
+    /// Over another connection, while the transaction has its lock: nobody may run what is to be held.
+    async fn hold_at_once(
+        &self,
+        request: &ClaimRequest,
+        entry: &Entry,
+    ) -> Result<SystemTime, CommitError> {
+        let claim = ClaimRequest {
+            lost: Lost::Hold,
+            ..request.clone()
+        };
+        let claim = match self.claim(&claim).await.map_err(CommitError::Unknown)? {
+            Claimed::Acquired(claim) | Claimed::Abandoned(claim) => claim,
+            Claimed::Existing(_) => return Err(CommitError::Recorded),
+        };
+        let held = self.hold(&claim, &entry.completion.references).await;
+        held.map_err(CommitError::Unknown)?;
+        Ok(claim.expires_at)
+    }
+}
+
 async fn record(
     connection: &mut PgConnection,
     request: &ClaimRequest,
@@ -137,12 +166,20 @@ async fn record(
         .bind(&mark)
         .fetch_optional(connection)
         .await
-        .map_err(|error| match code(&error).as_deref() {
-            Some("23505") => CommitError::Recorded,
-            _ => refused(error),
+        .map_err(|error| match is_recorded(&error) {
+            true => CommitError::Recorded,
+            false => refused(error),
         })?;
     let expires_at = expires_at.ok_or(CommitError::Ended)?;
     time(expires_at).map_err(CommitError::Aborted)
+}
+
+/// Or it is the error of a statement that the handler gave up.
+fn is_recorded(error: &Error) -> bool {
+    let constraint = error
+        .as_database_error()
+        .and_then(DatabaseError::constraint);
+    code(error).as_deref() == Some("23505") && constraint == Some("record_pkey")
 }
 
 fn interval(ttl: Duration) -> PgInterval {
@@ -169,11 +206,14 @@ pub(super) fn refused(error: Error) -> CommitError {
 /// `PANIC` are left to it, a cancelled statement, whose log line may be cancelled after the commit, and one
 /// whose memory does not suffice for the transaction that is chained to it.
 pub(super) fn is_certain(error: &Error) -> bool {
+    is_refused(error) && !matches!(code(error).as_deref(), Some("57014" | "53200"))
+}
+
+/// The server answers, and the session goes on.
+pub(super) fn is_refused(error: &Error) -> bool {
     let error = error.as_database_error();
     let error = error.and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
-    error.is_some_and(|error| {
-        error.severity() == PgSeverity::Error && !matches!(error.code(), "57014" | "53200")
-    })
+    error.is_some_and(|error| error.severity() == PgSeverity::Error)
 }
 
 pub(super) fn code(error: &Error) -> Option<Cow<'_, str>> {

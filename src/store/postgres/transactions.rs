@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgPoolOptions, PgRow};
 use sqlx::{
     AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
     SqlSafeStr, Transaction,
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 use super::PgStoreBuilder;
 use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::handover::{Chained, Handover};
-use super::transaction::{code, is_certain, refused};
+use super::transaction::{code, is_certain, is_refused, refused};
 use crate::store::lent::RETURN_TIMEOUT;
 use crate::store::transaction::CommitError;
 use crate::store::{StoreError, Token};
@@ -108,11 +109,11 @@ impl Transactions {
         &self,
         entrance: Entrance,
     ) -> Result<Transaction<'static, Postgres>, Error> {
-        let transactions = self.clone();
+        let (transactions, came) = (self.clone(), Instant::now());
         let (caller, gone) = oneshot::channel::<Infallible>();
         let begun = tokio::spawn(async move {
             let pool = transactions.pool().clone();
-            let mut begun = pin!(transactions.begin_on_any(&pool, &entrance, gone));
+            let mut begun = pin!(transactions.begin_on_any(&pool, &entrance, came, gone));
             if let Ok(begun) = timeout(transactions.patience, &mut begun).await {
                 return begun;
             }
@@ -129,6 +130,7 @@ impl Transactions {
         &self,
         pool: &PgPool,
         entrance: &Entrance,
+        came: Instant,
         gone: oneshot::Receiver<Infallible>,
     ) -> Result<Transaction<'static, Postgres>, Error> {
         let next = async {
@@ -142,7 +144,7 @@ impl Transactions {
             biased;
             Ok(chained) = next => {
                 self.complete(acquired);
-                self.enter_chained(chained, entrance).await
+                self.enter_chained(chained, entrance, came).await
             }
             connection = &mut acquired => {
                 let begin = AssertSqlSafe(self.begin_and_enter(entrance)).into_sql_str();
@@ -188,22 +190,31 @@ impl Transactions {
         )
     }
 
-    /// Where it is refused, another one may have the connection.
+    /// Where it is refused, another one may have the connection. A transaction that began before its request
+    /// came is begun anew: what is written at `now()` would be older than what was answered before.
     async fn enter_chained(
         &self,
-        mut chained: Chained,
+        chained: Chained,
         entrance: &Entrance,
+        came: Instant,
     ) -> Result<Transaction<'static, Postgres>, Error> {
-        match entrance.enter(&mut chained).await {
-            Ok(()) => Ok(chained),
+        let Chained {
+            mut transaction,
+            since,
+        } = chained;
+        if since < came {
+            (&mut *transaction).execute(AssertSqlSafe(again())).await?;
+        }
+        match entrance.enter(&mut transaction).await {
+            Ok(()) => Ok(transaction),
             Err(refused) => {
                 if matches!(code(&refused).as_deref(), Some(LOCKED | RECORDED)) {
                     let transactions = self.clone();
                     tokio::spawn(async move {
-                        let again = AssertSqlSafe(format!("rollback; {START}"));
-                        let begun = timeout(RETURN_TIMEOUT, (&mut *chained).execute(again));
-                        if matches!(begun.await, Ok(Ok(_))) {
-                            transactions.end(chained);
+                        let since = Instant::now();
+                        let begun = (&mut *transaction).execute(AssertSqlSafe(again()));
+                        if matches!(timeout(RETURN_TIMEOUT, begun).await, Ok(Ok(_))) {
+                            transactions.end(transaction, since);
                         }
                     });
                 }
@@ -224,6 +235,8 @@ impl Transactions {
         }
         match self.has_ended(connection, entrance.mark()).await {
             Ok(true) => return Err(CommitError::Ended),
+            // Without one that sqlx counts, nothing would be entered.
+            Ok(false) if !connection.is_in_transaction() => return Err(CommitError::Ended),
             Ok(false) => {}
             Err(lost) => return Err(CommitError::Conflict(StoreError::unavailable(lost))),
         }
@@ -235,10 +248,14 @@ impl Transactions {
         })
     }
 
-    pub(super) async fn commit(&self, mut transaction: Chained) -> Result<(), CommitError> {
+    pub(super) async fn commit(
+        &self,
+        mut transaction: Transaction<'static, Postgres>,
+    ) -> Result<(), CommitError> {
+        let since = Instant::now();
         match (&mut *transaction).execute(COMMIT).await {
             Ok(_) => {
-                self.end(transaction);
+                self.end(transaction, since);
                 Ok(())
             }
             Err(error) if is_certain(&error) => Err(refused(error)),
@@ -248,9 +265,10 @@ impl Transactions {
 
     pub(super) async fn roll_back(
         &self,
-        mut transaction: Chained,
+        mut transaction: Transaction<'static, Postgres>,
         token: Token,
     ) -> Result<(), CommitError> {
+        let since = Instant::now();
         match self.has_ended(&mut transaction, &mark(token)).await {
             Ok(true) => return Err(CommitError::Ended),
             Ok(false) => {}
@@ -263,7 +281,7 @@ impl Transactions {
         let is_rolled_back =
             self.kind == Kind::Own || (&mut *transaction).execute(ROLLBACK).await.is_ok();
         if is_rolled_back {
-            self.end(transaction);
+            self.end(transaction, since);
         }
         Ok(())
     }
@@ -275,10 +293,6 @@ impl Transactions {
         token: Token,
         error: CommitError,
     ) -> CommitError {
-        // The mark was there.
-        if matches!(error, CommitError::Recorded) {
-            return error;
-        }
         match (self.has_ended(connection, &mark(token)).await, error) {
             (Ok(true), _) => CommitError::Ended,
             (Ok(false), CommitError::Ended) => {
@@ -295,13 +309,13 @@ impl Transactions {
         let mut rounds = 3;
         loop {
             let told = match self.kind {
-                Kind::Own => has_committed(connection, mark).await,
+                Kind::Own => has_committed(connection, mark, rounds).await,
                 Kind::Pooled | Kind::Shared => is_over(connection, mark).await,
             };
             rounds -= 1;
             match told {
                 // The first answer may be the error of a statement that was cut off.
-                Err(error) if rounds > 0 && is_certain(&error) => {}
+                Err(error) if rounds > 0 && is_refused(&error) => {}
                 told => return told,
             }
         }
@@ -309,13 +323,13 @@ impl Transactions {
 
     /// What becomes of the connection of a transaction that is over, and that `and chain` has left in
     /// another: it is given to whoever waits, or dropped, and back in its pool.
-    pub(super) fn end(&self, chained: Chained) {
+    pub(super) fn end(&self, transaction: Transaction<'static, Postgres>, since: Instant) {
         let pool = self.pool().clone();
         let is_in_use = pool.num_idle() == 0 && is_full(&pool) && !pool.is_closed();
         // sqlx loses count where a handler gives up waiting for a savepoint.
-        let is_counted = chained.is_in_transaction();
+        let is_counted = transaction.is_in_transaction();
         if self.kind == Kind::Own && is_in_use && is_counted && !self.is_replacing() {
-            self.handover.give(chained);
+            self.handover.give(Chained { transaction, since });
         }
     }
 
@@ -325,6 +339,11 @@ impl Transactions {
         let mut replaced = replaced.unwrap_or_else(PoisonError::into_inner);
         replaced.retain(|pool| pool.size() > 0);
         !replaced.is_empty()
+    }
+
+    /// Whether what rolls a handler's writes back ends its lock, too.
+    pub(super) fn lock_ends_with_writes(&self) -> bool {
+        self.kind == Kind::Own
     }
 
     pub(super) async fn close(&self) {
@@ -399,7 +418,7 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
                     return Ok(false);
                 }
                 // sqlx asks, too, and would wait for ever.
-                let answered = timeout(RETURN_TIMEOUT, connection.ping()).await;
+                let answered = timeout(RETURN_TIMEOUT, answers(connection)).await;
                 answered.unwrap_or_else(|late| Err(Error::Io(late.into())))?;
                 Ok(true)
             })
@@ -407,25 +426,54 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
         .connect_lazy_with(server.application_name("tower-idempotency"))
 }
 
+/// Whether the connection answers what it is asked.
+async fn answers(connection: &mut PgConnection) -> Result<(), Error> {
+    static ASKED: AtomicI32 = AtomicI32::new(0);
+    let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+    let row = connection
+        .fetch_one(AssertSqlSafe(format!("select {asked}::integer")))
+        .await?;
+    is_of(&row, 0, asked)
+}
+
+fn again() -> String {
+    format!("rollback; {START}")
+}
+
 /// Whether the session has committed the transaction of this mark, without the store. What is open is
 /// rolled back, and an empty one follows, where sqlx counts one.
-async fn has_committed(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
+async fn has_committed(
+    connection: &mut PgConnection,
+    mark: &str,
+    round: i32,
+) -> Result<bool, Error> {
     let start = match connection.is_in_transaction() {
         true => START,
         false => "",
     };
     let sql = format!(
-        "rollback; {start}; select current_setting('idempotency.committed', true) = '{mark}'"
+        "rollback; {start}; select current_setting('idempotency.committed', true) = '{mark}', {round}"
     );
-    let rows = connection.fetch_all(AssertSqlSafe(sql)).await?;
-    let is_mark = rows.first().map(|row| row.try_get(0)).transpose()?;
-    Ok(is_mark.flatten().unwrap_or(false))
+    let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
+    is_of(&row, 1, round)?;
+    let is_mark: Option<bool> = row.try_get(0)?;
+    Ok(is_mark.unwrap_or(false))
+}
+
+/// sqlx miscounts the answers of a `COPY` that its handler gave up, and takes each for that of the next
+/// statement.
+fn is_of(row: &PgRow, column: usize, asked: i32) -> Result<(), Error> {
+    let answered: i32 = row.try_get(column)?;
+    if answered == asked {
+        return Ok(());
+    }
+    Err(Error::Protocol("the answer is of another statement".into()))
 }
 
 /// Whether the transaction of this mark is not open any more.
 async fn is_over(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
     match has_mark(connection, mark).await {
-        Err(error) if is_certain(&error) => {}
+        Err(error) if is_refused(&error) => {}
         has_mark => return has_mark.map(|has_mark| !has_mark),
     }
     // Of one that has failed, its savepoint tells.
