@@ -1,8 +1,8 @@
 -- The first step of a transactional attempt. A lock held until the end of the transaction says that the
 -- operation is running; the lookup is a statement of its own, with a snapshot taken after the lock, or
 -- a record committed in between would be missed. Its plan is kept by the session. Refusing by an error
--- leaves nothing of a transaction that is about to be opened, in the same round trip. Here alone the
--- record is found by an index: the session is the application's to write in, and a plan made while the
+-- leaves nothing of a transaction that is about to be opened, in the same round trip. Only in this function
+-- the record is found by an index: the session is the application's to write in, and a plan made while the
 -- table was empty is kept. It reads the column that was added last: on a schema that is too old for this
 -- crate, nothing begins.
 create or replace function idempotency.enter(record_id uuid, lock bigint) returns void
@@ -20,7 +20,7 @@ begin
 end
 $$;
 
--- What the transactions of handlers need where a setting is not the server's default. Time limits of the
+-- What the transactions of handlers need where a setting is not PostgreSQL's default. Time limits of the
 -- application that are stricter stay as they are. An assignment, where the result is of no use, takes no
 -- run of the executor.
 create or replace function idempotency.limit(limit_ms integer) returns text

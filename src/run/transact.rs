@@ -30,15 +30,15 @@ use crate::store::{
 };
 
 /// What became of one run.
-enum Finished<E> {
+enum Finished<E, T> {
     Answer(Result<Response<Body>, E>),
     /// The answer is committed, until this end of its retention.
     Recorded(Result<Response<Body>, E>, Completion, SystemTime),
     /// Everything is rolled back, and another run may succeed.
     Conflict(Code),
-    /// Nobody is to run it again: the handler has ended the transaction, and may have committed, or has held
-    /// its key, and that is not recorded yet.
-    ToHold(Code, References),
+    /// Nobody is to run it again: the handler has held its key, or has ended the transaction, and may have
+    /// committed. A transaction that is still open keeps others out until that is recorded.
+    ToHold(Result<Response<Body>, E>, Option<T>, References),
 }
 
 impl<S: TransactionalStore> Exchange<S> {
@@ -121,9 +121,13 @@ impl<S: TransactionalStore> Exchange<S> {
                     self.tell(listed, Some(shown), fill);
                     return reply.send(answer);
                 }
-                Finished::ToHold(code, references) => {
-                    let answer = Ok(self.render(Rejection::new(code)));
-                    let mut held = pin!(self.hold_ended(&attempt, &references));
+                Finished::ToHold(answer, transaction, references) => {
+                    let mut held = pin!(async {
+                        self.hold_ended(&attempt, &references).await;
+                        if let Some(transaction) = transaction {
+                            drop(self.roll_back(transaction, token).await);
+                        }
+                    });
                     if timeout(self.policy.settle_timeout, &mut held).await.is_ok() {
                         drop(listed);
                         return reply.send(answer);
@@ -144,7 +148,7 @@ impl<S: TransactionalStore> Exchange<S> {
         slot: Slot<S::Transaction>,
         ended: Ended<E>,
         references: References,
-    ) -> Finished<E> {
+    ) -> Finished<E, S::Transaction> {
         let Some(transaction) = slot.close() else {
             tracing::error!(id = %self.identity.id(), operation = self.identity.operation(),
                 "the transaction outlived its handler: nothing is committed");
@@ -176,6 +180,10 @@ impl<S: TransactionalStore> Exchange<S> {
                 references,
             },
         };
+        if held && self.shared.core.store.lock_ends_with_writes() {
+            let references = entry.completion.references;
+            return Finished::ToHold(answer, Some(transaction), references);
+        }
         if held {
             self.warn_held();
         }
@@ -191,10 +199,10 @@ impl<S: TransactionalStore> Exchange<S> {
             }
             Err(error) => {
                 let references = entry.completion.references;
-                if held && !matches!(error, CommitError::Ended | CommitError::Recorded) {
-                    tracing::error!(id = %self.identity.id(), error = std::error::Error::source(&error),
-                        "what is to be held is not recorded yet: {error}");
-                    return Finished::ToHold(Code::AnswerNotRecorded, references);
+                if held && !matches!(error, CommitError::Ended) {
+                    let (id, source) = (self.identity.id(), std::error::Error::source(&error));
+                    tracing::error!(%id, error = source, "what is to be held is not recorded yet: {error}");
+                    return Finished::ToHold(answer, None, references);
                 }
                 self.uncommitted(&error, references).await
             }
@@ -217,13 +225,14 @@ impl<S: TransactionalStore> Exchange<S> {
         })
     }
 
-    fn ended<E>(&self, references: References) -> Finished<E> {
+    fn ended<E>(&self, references: References) -> Finished<E, S::Transaction> {
         let (id, operation) = (self.identity.id(), self.identity.operation());
         tracing::error!(%id, operation, "{}", CommitError::Ended);
-        Finished::ToHold(Code::TransactionEnded, references)
+        let answer = Ok(self.render(Rejection::new(Code::TransactionEnded)));
+        Finished::ToHold(answer, None, references)
     }
 
-    /// What the handler may have committed must not be done again: a person is to look first.
+    /// What the handler may have committed, or has held, must not be done again: a person is to look first.
     async fn hold_ended(&self, attempt: &ClaimRequest, references: &References) {
         let claim = ClaimRequest {
             lost: Lost::Hold,
@@ -294,7 +303,11 @@ impl<S: TransactionalStore> Exchange<S> {
         tracing::warn!(id = %self.identity.id(), error = cause, source = cause.source(), "commit is not acknowledged");
     }
 
-    async fn uncommitted<E>(&self, error: &CommitError, references: References) -> Finished<E> {
+    async fn uncommitted<E>(
+        &self,
+        error: &CommitError,
+        references: References,
+    ) -> Finished<E, S::Transaction> {
         let id = self.identity.id();
         let operation = self.identity.operation();
         let source = std::error::Error::source(error);
@@ -316,7 +329,7 @@ impl<S: TransactionalStore> Exchange<S> {
 
     /// Another record was in the way. One that is gone again, as that of a claim that cleared away an
     /// expired answer, leaves the key free: this attempt is rolled back, and may run again.
-    async fn recorded<E>(&self) -> Finished<E> {
+    async fn recorded<E>(&self) -> Finished<E, S::Transaction> {
         match self.seen().await {
             Ok(None) => Finished::Conflict(Code::TransactionConflict),
             Ok(Some(answer)) => Finished::Answer(Ok(answer)),

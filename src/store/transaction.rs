@@ -20,7 +20,7 @@ use super::{ClaimRequest, Completion, Store, StoreError, Token};
 /// - [`begin`](Self::begin) opens a transaction only where the identity has no record and no other
 ///   open transaction has entered it; it never waits for one that has.
 /// - [`commit`](Self::commit) writes the record last, and only into the transaction that `begin`
-///   opened for the same token. After an error other than [`CommitError::Unknown`] nothing of the
+///   opened for the same token; a refusal's may be another one, in which the operation was entered again. After an error other than [`CommitError::Unknown`] nothing of the
 ///   transaction is committed, save what the handler committed by itself ([`CommitError::Ended`]).
 /// - [`confirm`](Self::confirm) tells what became of a commit whose acknowledgement is missing, and
 ///   leaves no record behind.
@@ -64,6 +64,10 @@ pub trait TransactionalStore: Store {
         transaction: Self::Transaction,
         token: Token,
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Whether rolling the handler's writes back also ends what keeps others from entering. What is to be held
+    /// is then claimed and held beside the transaction, as on a leased route, before that is rolled back.
+    fn lock_ends_with_writes(&self) -> bool;
 
     /// What became of a commit that was not acknowledged. Waits for the old transaction to end.
     fn confirm(

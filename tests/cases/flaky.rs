@@ -308,6 +308,10 @@ impl<S: TransactionalStore> TransactionalStore for Flaky<S> {
         self.called().rollback(transaction, token).await
     }
 
+    fn lock_ends_with_writes(&self) -> bool {
+        self.store.lock_ends_with_writes()
+    }
+
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
         self.called().confirm(request).await
     }

@@ -169,6 +169,10 @@ impl<S: TransactionalStore> TransactionalStore for Deaf<S> {
         self.store.inner().rollback(transaction, token).await
     }
 
+    fn lock_ends_with_writes(&self) -> bool {
+        self.store.inner().lock_ends_with_writes()
+    }
+
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
         self.store.inner().confirm(request).await
     }

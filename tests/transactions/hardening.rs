@@ -149,6 +149,10 @@ impl TransactionalStore for Dying {
         self.store.rollback(transaction, token).await
     }
 
+    fn lock_ends_with_writes(&self) -> bool {
+        self.store.lock_ends_with_writes()
+    }
+
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
         self.store.confirm(request).await
     }

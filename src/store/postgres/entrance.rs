@@ -11,8 +11,8 @@ use crate::identity::{Identity, RecordId};
 use crate::store::{ClaimRequest, Token};
 
 /// Before the handler, as [`Entrance`] binds it. An operation is entered; a phase has its claim, and only marks
-/// its transaction. A session of the store's own also keeps the mark of what is committed by somebody else:
-/// a rollback takes it back, and what the store writes last clears it.
+/// its transaction. The session also keeps the mark of what is committed by somebody else, which is of use where
+/// it is the store's own: a rollback takes it back, and what the store writes last clears it.
 macro_rules! mark {
     ($step:literal) => {
         concat!(

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 /// So often in a row, until the pool may look how old it is.
 const MAX_IN_A_ROW: u32 = 256;
 
-/// In an empty transaction, which `and chain` has begun.
+/// In an empty transaction, which the end of the last one has begun.
 #[derive(Debug)]
 pub(super) struct Chained {
     pub(super) transaction: Transaction<'static, Postgres>,

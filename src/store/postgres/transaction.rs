@@ -9,13 +9,12 @@ use sqlx::{Error, PgConnection, Postgres, Transaction};
 use super::PgStore;
 use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::types::PgUuid;
-use crate::policy::Lost;
 use crate::store::lent;
 use crate::store::protocol::{Records, State};
 use crate::store::sql::time;
 use crate::store::transaction::{Begun, CommitError, Entry, TransactionalStore, Verdict, Writes};
 use crate::store::tx_error::is_conflict;
-use crate::store::{ClaimRequest, Claimed, Store as _, StoreError, Token};
+use crate::store::{ClaimRequest, StoreError, Token};
 
 /// The transaction of a transactional route on a [`PgStore`]; dereferences to
 /// [`PgConnection`](sqlx::PgConnection).
@@ -74,13 +73,6 @@ impl TransactionalStore for PgStore {
         request: &ClaimRequest,
         entry: &Entry,
     ) -> Result<SystemTime, CommitError> {
-        if entry.held && self.transactions.lock_ends_with_writes() {
-            let expires_at = self.hold_at_once(request, entry).await?;
-            return match self.rollback(transaction, request.token).await {
-                Err(CommitError::Ended) => Err(CommitError::Ended),
-                Ok(()) | Err(_) => Ok(expires_at),
-            };
-        }
         let recorded = async {
             if entry.writes == Writes::Undo {
                 let entrance = Entrance::operation(request, Self::EXECUTION_LIMIT);
@@ -109,6 +101,10 @@ impl TransactionalStore for PgStore {
         self.transactions.roll_back(transaction, token).await
     }
 
+    fn lock_ends_with_writes(&self) -> bool {
+        self.transactions.lock_ends_with_writes()
+    }
+
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
         if self.probe(&request.identity).await? {
             return Ok(Verdict::RolledBack);
@@ -120,27 +116,6 @@ impl TransactionalStore for PgStore {
             Some(_) => Ok(Verdict::Recorded),
             None => Err(StoreError::unavailable("the record vanished")),
         }
-    }
-}
-
-impl PgStore {
-    /// Over another connection, while the transaction has its lock: nobody may run what is to be held.
-    async fn hold_at_once(
-        &self,
-        request: &ClaimRequest,
-        entry: &Entry,
-    ) -> Result<SystemTime, CommitError> {
-        let claim = ClaimRequest {
-            lost: Lost::Hold,
-            ..request.clone()
-        };
-        let claim = match self.claim(&claim).await.map_err(CommitError::Unknown)? {
-            Claimed::Acquired(claim) | Claimed::Abandoned(claim) => claim,
-            Claimed::Existing(_) => return Err(CommitError::Recorded),
-        };
-        let held = self.hold(&claim, &entry.completion.references).await;
-        held.map_err(CommitError::Unknown)?;
-        Ok(claim.expires_at)
     }
 }
 

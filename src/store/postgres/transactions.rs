@@ -29,7 +29,7 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
 /// would only release the innermost of them. In the empty one that follows the next operation is entered,
-/// or it is rolled back, where the connection goes back to its pool. It is read committed, too: the isolation
+/// or it is begun anew, or rolled back, where the connection goes back to its pool. It is read committed, too: the isolation
 /// of a transaction cannot be changed after its first query, which was the store's.
 const COMMIT: &str = "commit and chain";
 
@@ -37,7 +37,7 @@ const COMMIT: &str = "commit and chain";
 /// in what is left of the transaction.
 const ROLLBACK: &str = "rollback and chain";
 
-/// The empty one, where nothing was ended.
+/// The empty one, after a rollback.
 const START: &str = "start transaction isolation level read committed, read write";
 
 /// Where the connection is not the store's own. Of a transaction that has failed, it tells whether it is open.
@@ -309,7 +309,7 @@ impl Transactions {
         let mut rounds = 3;
         loop {
             let told = match self.kind {
-                Kind::Own => has_committed(connection, mark, rounds).await,
+                Kind::Own => has_committed(connection, mark).await,
                 Kind::Pooled | Kind::Shared => is_over(connection, mark).await,
             };
             rounds -= 1;
@@ -321,7 +321,7 @@ impl Transactions {
         }
     }
 
-    /// What becomes of the connection of a transaction that is over, and that `and chain` has left in
+    /// What becomes of the connection of a transaction that is over, and that was left in
     /// another: it is given to whoever waits, or dropped, and back in its pool.
     pub(super) fn end(&self, transaction: Transaction<'static, Postgres>, since: Instant) {
         let pool = self.pool().clone();
@@ -341,7 +341,6 @@ impl Transactions {
         !replaced.is_empty()
     }
 
-    /// Whether what rolls a handler's writes back ends its lock, too.
     pub(super) fn lock_ends_with_writes(&self) -> bool {
         self.kind == Kind::Own
     }
@@ -426,10 +425,14 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
         .connect_lazy_with(server.application_name("tower-idempotency"))
 }
 
+fn next_question() -> i32 {
+    static ASKED: AtomicI32 = AtomicI32::new(0);
+    ASKED.fetch_add(1, Ordering::Relaxed) & i32::MAX
+}
+
 /// Whether the connection answers what it is asked.
 async fn answers(connection: &mut PgConnection) -> Result<(), Error> {
-    static ASKED: AtomicI32 = AtomicI32::new(0);
-    let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+    let asked = next_question();
     let row = connection
         .fetch_one(AssertSqlSafe(format!("select {asked}::integer")))
         .await?;
@@ -442,20 +445,18 @@ fn again() -> String {
 
 /// Whether the session has committed the transaction of this mark, without the store. What is open is
 /// rolled back, and an empty one follows, where sqlx counts one.
-async fn has_committed(
-    connection: &mut PgConnection,
-    mark: &str,
-    round: i32,
-) -> Result<bool, Error> {
+async fn has_committed(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
     let start = match connection.is_in_transaction() {
         true => START,
         false => "",
     };
+    let asked = next_question();
     let sql = format!(
-        "rollback; {start}; select current_setting('idempotency.committed', true) = '{mark}', {round}"
+        "rollback; {start};
+        select current_setting('idempotency.committed', true) = '{mark}', {asked}::integer"
     );
     let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
-    is_of(&row, 1, round)?;
+    is_of(&row, 1, asked)?;
     let is_mark: Option<bool> = row.try_get(0)?;
     Ok(is_mark.unwrap_or(false))
 }

@@ -224,6 +224,10 @@ impl<S: TransactionalStore> TransactionalStore for Failing<S> {
         self.store.rollback(transaction, token).await
     }
 
+    fn lock_ends_with_writes(&self) -> bool {
+        self.store.lock_ends_with_writes()
+    }
+
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
         self.store.confirm(request).await
     }

@@ -2,11 +2,11 @@
 //!
 //! | here | there |
 //! |---|---|
-//! | [`Step::Lookup`] | `try_enter` in `run/transact.rs`, before any transaction |
+//! | [`Step::Lookup`] | `Opening::open` in `run/open.rs`, before any transaction |
 //! | [`Step::Lock`], [`Step::Look`] | `idempotency.enter` in `migrations/postgres/0003_enter.sql` |
 //! | [`Step::Undo`] | `undo` in `store/postgres/transactions.rs`: of the savepoint, or, on connections of the store's own, of all, and then it is entered again |
-//! | [`Step::Record`], [`Step::Commit`] | `RECORD` in `store/postgres/transaction.rs`, `COMMIT` in `transactions.rs` |
-//! | [`Step::Probe`], [`Step::Verdict`] | `confirm` there, as `commit` in `run/transact.rs` asks it |
+//! | [`Step::Record`], [`Step::Commit`] | `RECORD` in `store/postgres/transaction.rs`, `COMMIT` in `store/postgres/transactions.rs` |
+//! | [`Step::Probe`], [`Step::Verdict`] | `confirm` in `store/postgres/transaction.rs`, as `commit` in `run/transact.rs` asks it |
 //! | [`Tx`] | the backend of the server, which outlives the process that opened it |
 //!
 //! **A step** is one statement with its reply. [`Action::Delay`] is a reply that is not heard: the
@@ -21,7 +21,7 @@
 //!
 //! **Left out.** Retention. Leased attempts of the same identity, and a record that comes between the lookup
 //! and the lock is looked up again (`clear`). What `running.rs` answers without the store. A hold, which
-//! is a refusal of another name. SQLite, whose transactions run one after the other.
+//! is claimed and held as on a leased route while the lock is there, or is a refusal of another name. SQLite, whose transactions run one after the other.
 
 mod key;
 pub mod property;
