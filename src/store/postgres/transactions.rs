@@ -434,7 +434,7 @@ fn next_question() -> i32 {
 async fn answers(connection: &mut PgConnection) -> Result<(), Error> {
     let asked = next_question();
     let row = connection
-        .fetch_one(AssertSqlSafe(format!("select {asked}::integer")))
+        .fetch_one(AssertSqlSafe(format!("select {asked}::integer as asked")))
         .await?;
     is_of(&row, 0, asked)
 }

@@ -93,7 +93,9 @@ impl Cost {
     /// end of the empty transaction that its commit was chained to.
     fn round_trips(&self) -> Vec<&Exchange> {
         let exchanges = self.traffic.exchanges.iter();
-        let waited = |one: &&Exchange| !one.executed.is_empty() && !one.executes("rollback");
+        // Nobody waits for a connection that goes back to its pool.
+        let returns = |one: &Exchange| one.executes("rollback") || one.executes("as asked");
+        let waited = |one: &&Exchange| !one.executed.is_empty() && !returns(one);
         exchanges.filter(waited).collect()
     }
 }
