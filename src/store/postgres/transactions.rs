@@ -29,8 +29,8 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 
 /// Ends the transaction whatever savepoints the handler has left open, where a plain commit of sqlx
 /// would only release the innermost of them. In the empty one that follows the next operation is entered,
-/// or it is begun anew, or rolled back, where the connection goes back to its pool. It is read committed, too: the isolation
-/// of a transaction cannot be changed after its first query, which was the store's.
+/// or it is begun anew, or rolled back, where the connection goes back to its pool. It is read committed, too:
+/// the isolation of a transaction cannot be changed after its first query, which was the store's.
 const COMMIT: &str = "commit and chain";
 
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write

@@ -122,12 +122,12 @@ impl TransactionalStore for SqliteStore {
         }
     }
 
-    /// The connection of a commit that was cancelled may still be committing: it is free again when
-    /// that is over.
     fn lock_ends_with_writes(&self) -> bool {
         false
     }
 
+    /// The connection of a commit that was cancelled may still be committing: it is free again when
+    /// that is over.
     async fn confirm(&self, request: &ClaimRequest) -> Result<Verdict, StoreError> {
         drop(self.transactions.acquire().await.map_err(lent::error)?);
         Ok(match self.select(&request.identity).await? {
