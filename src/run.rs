@@ -10,6 +10,7 @@ mod tell;
 mod transact;
 
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -55,42 +56,45 @@ pub struct Exchange<S> {
 ///
 /// Until the body is read nothing has happened. From then on a task of its own does the work, and
 /// dropping this future only means that nobody waits for the answer.
-pub(crate) async fn run<M, I, S, ReqBody, ResBody>(
-    call: Call<S>,
+#[allow(
+    clippy::manual_async_fn,
+    reason = "arguments of an `async fn` take their room twice"
+)]
+pub(crate) fn run<M, I, S, ReqBody, ResBody>(
+    mut call: Call<S>,
     mut inner: I,
     parts: Parts,
     body: ReqBody,
-) -> Result<Response<Body>, I::Error>
+) -> impl Future<Output = Result<Response<Body>, I::Error>> + Send
 where
     I: Service<Request<Body>, Response = Response<ResBody>> + Clone + Send + 'static,
     I::Future: Send,
     I::Error: Send + 'static,
-    ReqBody: HttpBody<Data = Bytes>,
+    ReqBody: HttpBody<Data = Bytes> + Send,
     ReqBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     ResBody: HttpBody<Data = Bytes> + Send + 'static,
     ResBody::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S: Store,
     M: Mode<S>,
 {
-    let (shared, policy) = (call.shared.clone(), call.policy.clone());
-    let rejected = |rejection| Ok(shared.reject(&policy, rejection));
-    if call.is_keyed() && shared.permits.available_permits() == 0 {
-        return rejected(Rejection::new(Code::Overloaded));
-    }
-    let (exchange, body) = match call.open(&parts, body).await {
-        Ok((Some(exchange), body)) => (exchange, body),
-        Ok((None, body)) => {
-            let request = Request::from_parts(parts, body.into_body());
-            let response = inner.call(request).await?;
-            return Ok(response.map(Body::new));
+    async move {
+        if call.is_keyed() && call.shared.permits.available_permits() == 0 {
+            return Ok(call.reject(Rejection::new(Code::Overloaded)));
         }
-        Err(rejection) => return rejected(rejection),
-    };
-    exchange
-        .detach(|exchange, reply| async move {
+        let (exchange, body) = match call.open(&parts, body).await {
+            Ok(opened) => opened,
+            Err(rejection) => return Ok(call.reject(rejection)),
+        };
+        let Some(exchange) = exchange else {
+            let request = Request::from_parts(parts, body.into_body());
+            let response = Box::pin(inner.call(request)).await?;
+            return Ok(response.map(Body::new));
+        };
+        let answer = exchange.detach(|exchange, reply| async move {
             M::drive(exchange, inner, parts, body, reply).await;
-        })
-        .await
+        });
+        answer.await
+    }
 }
 
 impl<S: Store> Call<S> {
@@ -99,10 +103,14 @@ impl<S: Store> Call<S> {
         self.key.is_some() || self.policy.key.required
     }
 
+    fn reject(&self, rejection: Rejection) -> Response<Body> {
+        self.shared.reject(&self.policy, rejection)
+    }
+
     /// All that can be said before the store is asked. `None` for a request that tells no key where
     /// none is required.
     async fn open<B>(
-        self,
+        &mut self,
         parts: &Parts,
         body: B,
     ) -> Result<(Option<Exchange<S>>, Whole), Rejection>
@@ -110,7 +118,7 @@ impl<S: Store> Call<S> {
         B: HttpBody<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (shared, policy) = (self.shared, self.policy);
+        let (shared, policy) = (&self.shared, &self.policy);
         let scope = policy.scope.as_ref().unwrap_or(&shared.scope);
         let scope = scope.resolve(parts);
         let missing = || Rejection::new(Code::ScopeMissing);
@@ -121,7 +129,7 @@ impl<S: Store> Call<S> {
         let body = body::read_request(body, policy.request_limit, patience).await?;
         let key = match &policy.derived_key {
             Some(derived) => derived.key(parts, &body.bytes, self.key.as_deref()),
-            None => self.key,
+            None => self.key.take(),
         };
         let Some(key) = key else {
             return match policy.key.required {
@@ -133,11 +141,12 @@ impl<S: Store> Call<S> {
         };
         let uri = original_uri(parts);
         let fingerprint = policy.fingerprint.fingerprint(parts, uri, &body.bytes);
-        let operation = policy.operation.clone().unwrap_or(self.operation);
+        let operation = policy.operation.clone();
+        let operation = operation.unwrap_or_else(|| mem::take(&mut self.operation));
         let identity = Identity::new(scope.ok_or_else(missing)?, operation, key);
         let exchange = Exchange {
-            shared,
-            policy,
+            shared: shared.clone(),
+            policy: policy.clone(),
             identity,
             fingerprint,
             counted: Arc::default(),
@@ -165,19 +174,33 @@ impl<S: Store> Exchange<S> {
 
     /// Runs the operation in a task of its own, and waits for its answer; what is known already needs
     /// neither a task nor a place among those that run.
-    pub(crate) async fn detach<E, D>(
+    pub(crate) fn detach<E, D>(
         self,
         drive: impl FnOnce(Self, Reply<E>) -> D,
-    ) -> Result<Response<Body>, E>
+    ) -> impl Future<Output = Result<Response<Body>, E>> + Send
+    where
+        E: Send + 'static,
+        D: Future<Output = ()> + Send + 'static,
+    {
+        let begun = self.begin(drive);
+        async move {
+            match begun {
+                Begun::Detached(waiting) => waiting.answer().await,
+                Begun::Answered(answer) => Ok(answer),
+            }
+        }
+    }
+
+    fn begin<E, D>(self, drive: impl FnOnce(Self, Reply<E>) -> D) -> Begun<S, E>
     where
         E: Send + 'static,
         D: Future<Output = ()> + Send + 'static,
     {
         if let Some(replay) = self.cached() {
-            return Ok(replay);
+            return Begun::Answered(replay);
         }
         let (shared, policy) = (self.shared.clone(), self.policy.clone());
-        let rejected = |code| Ok(shared.reject(&policy, Rejection::new(code)));
+        let rejected = |code| Begun::Answered(shared.reject(&policy, Rejection::new(code)));
         let Ok(permit) = shared.permits.clone().try_acquire_owned() else {
             return rejected(Code::Overloaded);
         };
@@ -196,14 +219,12 @@ impl<S: Store> Exchange<S> {
             driven.await;
             drop(entered);
         });
-        match answer.await {
-            Ok(answer) => answer,
-            // The runtime is going down, or a hook dropped the task: it may have run, or not.
-            Err(_) if counted.load(Ordering::Relaxed) => {
-                Ok(shared.render(&policy, Rejection::new(Code::AnswerNotRecorded)))
-            }
-            Err(_) => rejected(Code::AnswerNotRecorded),
-        }
+        Begun::Detached(Waiting {
+            shared,
+            policy,
+            counted,
+            answer,
+        })
     }
 
     pub(crate) async fn run_leased<I, B>(
@@ -253,6 +274,35 @@ impl<S: Store> Exchange<S> {
 impl<S> fmt::Debug for Exchange<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exchange").finish_non_exhaustive()
+    }
+}
+
+/// What became of an operation that is to be run.
+enum Begun<S, E> {
+    Detached(Waiting<S, E>),
+    /// It is not run.
+    Answered(Response<Body>),
+}
+
+/// A client that waits for the task of its operation.
+struct Waiting<S, E> {
+    shared: Arc<Shared<S>>,
+    policy: Arc<Policy>,
+    counted: Arc<AtomicBool>,
+    answer: oneshot::Receiver<Result<Response<Body>, E>>,
+}
+
+impl<S: Store, E> Waiting<S, E> {
+    async fn answer(self) -> Result<Response<Body>, E> {
+        if let Ok(answer) = self.answer.await {
+            return answer;
+        }
+        // The runtime is going down, or a hook dropped the task: it may have run, or not.
+        let rejection = Rejection::new(Code::AnswerNotRecorded);
+        Ok(match self.counted.load(Ordering::Relaxed) {
+            true => self.shared.render(&self.policy, rejection),
+            false => self.shared.reject(&self.policy, rejection),
+        })
     }
 }
 

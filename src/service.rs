@@ -222,3 +222,33 @@ impl<S: Store> Shared<S> {
         response
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::{Layer as _, service_fn};
+
+    use super::*;
+    use crate::{IdempotencyLayer, MemoryStore};
+
+    /// The GNU allocator keeps pieces of up to 1,032 bytes for each thread. Larger ones are behind a lock,
+    /// which threads that share a core wait for in turns.
+    #[test]
+    fn a_request_takes_no_large_piece_of_memory_until_it_has_a_task() {
+        let inner =
+            service_fn(async |_: Request<Body>| Ok::<_, Infallible>(Response::new(Body::empty())));
+        let service = IdempotencyLayer::new(MemoryStore::new(), Scope::global()).layer(inner);
+        let (parts, body) = Request::new(Body::empty()).into_parts();
+        let call = Call {
+            shared: service.shared.clone(),
+            policy: Arc::new(Policy::high()),
+            operation: "POST /orders".to_owned(),
+            key: Some("order-1".to_owned()),
+        };
+        let running = run::run::<Leased, _, _, _, _>(call, service.inner, parts, body);
+        let size = size_of_val(&running);
+        assert!(size <= 1032, "{size}");
+    }
+}

@@ -66,8 +66,8 @@ impl<S: Store> Exchange<S> {
         let mut response = Response::new(Body::from(body.clone()));
         *response.status_mut() = completed.answer.status();
         let headers = response.headers_mut();
-        // Without room, it grows as it is filled.
-        drop(headers.try_reserve(completed.answer.headers().len() + 1));
+        // Without room, it grows as it is filled: for what follows here, and the length that axum adds.
+        drop(headers.try_reserve(completed.answer.headers().len() + 3));
         for (name, value) in completed.answer.headers() {
             headers.append(name, value.clone());
         }
