@@ -1,5 +1,5 @@
 use std::error::Error;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use axum_core::body::Body;
 use http::Response;
@@ -31,7 +31,7 @@ pub(super) enum Entry {
 pub(super) struct Grant {
     pub(super) claim: Claim,
     /// When the claim was sent: its record is no older.
-    pub(super) sent: Instant,
+    pub(super) sent: Moment,
     /// When the lease was last asked for.
     pub(super) leased: Moment,
     /// What was sent before and not heard of may still be under way, and make a record of a key that was
@@ -65,7 +65,7 @@ impl<S: Store> Ask for Claiming<'_, S> {
         let (sent, unheard) = (self.sent, self.unheard);
         let grant = |claim| Grant {
             claim,
-            sent: sent.monotonic,
+            sent,
             leased,
             unheard,
         };

@@ -1,6 +1,6 @@
 //! How an operation gets its transaction.
 
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use super::Exchange;
 use super::claim::Grant;
@@ -25,7 +25,7 @@ pub(super) struct Opening<'a, S> {
     exchange: &'a Exchange<S>,
     pub(super) attempt: ClaimRequest,
     /// The record is no older.
-    pub(super) sent: Instant,
+    pub(super) sent: Moment,
 }
 
 impl<'a, S: TransactionalStore> Opening<'a, S> {
@@ -33,7 +33,7 @@ impl<'a, S: TransactionalStore> Opening<'a, S> {
         Self {
             exchange,
             attempt: exchange.claim_request(token),
-            sent: Instant::now(),
+            sent: Moment::now(),
         }
     }
 }
@@ -59,7 +59,7 @@ impl<S: TransactionalStore> Opening<'_, S> {
     /// `None`: look again.
     async fn open(&mut self) -> Result<Option<Asked<Way<S::Transaction>>>, StoreError> {
         let exchange = self.exchange;
-        self.sent = Instant::now();
+        self.sent = Moment::now();
         let store = &exchange.shared.core.store;
         let lookup = || store.lookup(&exchange.identity, &exchange.fingerprint);
         if let Some(existing) = exchange.guarded(lookup).await? {
@@ -113,7 +113,7 @@ impl<S: TransactionalStore> Opening<'_, S> {
             Claimed::Abandoned(claim) => {
                 let grant = Grant {
                     claim,
-                    sent: sent.monotonic,
+                    sent,
                     leased: sent,
                     unheard,
                 };

@@ -1,6 +1,6 @@
 use std::error::Error;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use axum_core::body::Body;
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::envelope::Envelope;
 use crate::extract::References;
 use crate::headers;
+use crate::moment::Moment;
 use crate::policy::{Disposition, Ending};
 use crate::rejection::{Code, Rejection};
 use crate::running::{Lease, Listed};
@@ -24,7 +25,7 @@ use crate::store::{Claim, Completion, Store, StoreError, StoreErrorKind};
 pub(super) struct Attempt {
     pub(super) claim: Claim,
     /// When the claim was sent.
-    pub(super) sent: Instant,
+    pub(super) sent: Moment,
     pub(super) listed: Listed,
     pub(super) lease: Arc<Lease>,
     /// As of [`Grant`].

@@ -247,7 +247,7 @@ async fn a_relay_outlives_the_end_of_its_connections() {
             .execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity
                 where datname = current_database() and pid <> pg_backend_pid()
-                    and application_name = 'tower-idempotency'",
+                    and application_name ~ '^tower-idempotency [0-9a-f]{8}$'",
             )
             .await;
     }

@@ -15,10 +15,11 @@ use tower_idempotency::{Envelope, PgStore, References, Store, StoreError, StoreE
 use super::{Fixture, acquire, backends, claim_of, completion, number, request, sql, until};
 use crate::common::fired::fired;
 
-const WRITERS: &str = "application_name = 'tower-idempotency writer'";
+const WRITERS: &str = "application_name like 'tower-idempotency writer %'";
 
 /// Whatever went alone did: the connection for heartbeats has only been set up so far.
-const ALONE: &str = "application_name = 'tower-idempotency' and query not like '%set_config%'";
+const ALONE: &str =
+    "application_name ~ '^tower-idempotency [0-9a-f]{8}$' and query not like '%set_config%'";
 
 /// On one thread, all of them are queued before a writer looks: none of them yields for its budget.
 async fn at_once<F: Future>(all: impl IntoIterator<Item = F>) -> Vec<F::Output> {
@@ -232,7 +233,7 @@ async fn a_damaged_record_is_damaged_alone() {
 async fn terminate_writers(pool: &PgPool) -> u64 {
     let sql = "with writer as materialized (
             select pid from pg_stat_activity where datname = current_database()
-                and application_name = 'tower-idempotency writer'
+                and application_name like 'tower-idempotency writer %'
         )
         select count(*) from writer where pg_terminate_backend(pid)";
     let ended = u64::try_from(number(pool, sql).await).unwrap();
@@ -531,4 +532,77 @@ async fn a_store_outlives_the_runtime_in_which_its_writer_began() {
     let next = request("next");
     let claim = persist(|| fixture.store.claim(&next)).await;
     assert!(matches!(claim, Claimed::Acquired(_)), "{claim:?}");
+}
+
+/// Whoever asked has taken its claim back meanwhile, and would not hear of this one.
+#[tokio::test]
+async fn a_claim_that_was_given_up_is_not_sent_after_a_slow_commit() {
+    let fixture = Fixture::new().await;
+    let (store, pool) = (&fixture.store, &fixture.pool);
+    let slow = "create function slow() returns trigger language plpgsql as $$
+        begin perform pg_sleep(1.5); return null; end $$;
+        create constraint trigger slow after update on idempotency.record deferrable initially deferred
+        for each row when (new.key = 'slow' and new.state = 'completed') execute function slow()";
+    sql(pool, slow).await;
+    let done = [
+        acquire(store, &request("locked")).await,
+        acquire(store, &request("slow")).await,
+    ];
+    let mut lock = pool.begin().await.unwrap();
+    let lock_it = "select 1 from idempotency.record where key = 'locked' for update";
+    sqlx::raw_sql(lock_it).execute(&mut *lock).await.unwrap();
+
+    // All three are in one round: the locked one keeps it from being one statement.
+    let asked = request("new");
+    let complete = |claim| async move { store.complete(claim, &completion()).await };
+    let ends = join_all(done.iter().map(complete));
+    let claim = tokio::time::timeout(Duration::from_millis(500), store.claim(&asked));
+    let others = async {
+        until("the commit to be slow", async || {
+            backends(pool, "wait_event = 'PgSleep'").await == 1
+        })
+        .await;
+        until("it to be over", async || {
+            backends(pool, "wait_event = 'PgSleep'").await == 0
+        })
+        .await;
+        fired("slow commit");
+        lock.rollback().await.unwrap();
+    };
+    let all = tokio::task::unconstrained(async { tokio::join!(claim, ends, others) });
+    let (given_up, ends, ()) = all.await;
+    assert!(given_up.is_err(), "{given_up:?}");
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    // The writer has come round again.
+    acquire(store, &request("next")).await;
+    let made = "select count(*) from idempotency.record where key = 'new'";
+    assert_eq!(number(pool, made).await, 0);
+}
+
+/// Nobody would have any of them before all have come.
+#[tokio::test]
+async fn large_answers_are_looked_up_alone() {
+    let mut fixture = Fixture::new().await;
+    let answer = |n: usize| {
+        let size = if n < 3 { 70_000 } else { 60_000 };
+        vec![u8::try_from(n).unwrap(); size]
+    };
+    for n in 0..12 {
+        let claim = acquire(&fixture.store, &request(&format!("key-{n}"))).await;
+        let completion = Completion {
+            answer: Envelope::new(http::Response::new(answer(n).into())),
+            references: References::default(),
+        };
+        fixture.store.complete(&claim, &completion).await.unwrap();
+    }
+    fixture.end_sessions();
+    let replayed = claim_all(&fixture.store, &keys(12)).await;
+    for (n, replayed) in replayed.into_iter().enumerate() {
+        let Ok(Claimed::Existing(Existing::Completed(completed))) = replayed else {
+            panic!("{n}: {replayed:?}");
+        };
+        assert_eq!(completed.answer.body().unwrap(), &answer(n), "{n}");
+    }
+    let alone = format!("{ALONE} and query like '%from idempotency.record where id = $1'");
+    assert_ne!(backends(&fixture.pool, &alone).await, 0);
 }

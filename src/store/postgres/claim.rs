@@ -35,19 +35,23 @@ returning date_part('epoch', expires_at)";
 
 /// Everything of a record, in one snapshot.
 macro_rules! records {
-    () => {
-        "
-select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, answer,
+    ($answer:literal) => {
+        concat!(
+            "
+select id, digest, state, token, attempt, lost, abandoned, fingerprint, refs, ",
+            $answer,
+            ",
     date_part('epoch', leased_until) - date_part('epoch', clock_timestamp()) as lease_left,
     expires_at <= clock_timestamp() as expired,
     date_part('epoch', expires_at) - date_part('epoch', clock_timestamp()) as retention_left,
     date_part('epoch', expires_at) as expires_at
 from idempotency.record"
+        )
     };
 }
 pub(super) use records;
 
-const SELECT: &str = concat!(records!(), " where id = $1");
+const SELECT: &str = concat!(records!("answer"), " where id = $1");
 
 /// Passes over a record that somebody has locked, as does the next: those who retry a record that is
 /// locked for long would else take up every connection, and hold up all other records.

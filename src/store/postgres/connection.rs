@@ -5,7 +5,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{
     AssertSqlSafe, Connection as _, Either, Error, Executor, PgConnection, PgPool, Postgres,
-    SqlSafeStr, SqlStr, Transaction,
+    Row as _, SqlSafeStr, SqlStr, Transaction,
 };
 use tokio::time::timeout;
 
@@ -49,21 +49,34 @@ const SESSION: &str = "select
 const PLANS: &str = "auto";
 const GROUP_PLANS: &str = "force_generic_plan";
 
+/// Sessions at work of the name that this one has. One without a client is not at work for long, unless it is
+/// held up.
+const AT_WORK: &str = "select count(*) from pg_catalog.pg_stat_activity
+    where application_name = pg_catalog.current_setting('application_name') and state = 'active'
+        and pid <> pg_catalog.pg_backend_pid()";
+
+/// Refuses one more session where twice as many are at work as the pool may have. Those that were given up are: while
+/// a commit waits for a standby, or for the disk, the server does not notice that its client is gone, and to open
+/// another one for each would take all that the server has.
+pub(super) async fn refuse_crowd(connection: &mut PgConnection, max: u32) -> Result<(), Error> {
+    let at_work: i64 = connection.fetch_one(AT_WORK).await?.try_get(0)?;
+    if at_work < i64::from(max) * 2 {
+        return Ok(());
+    }
+    let crowd =
+        format!("the server is at work for {at_work} sessions of this store, and takes no other");
+    Err(Error::Protocol(crowd))
+}
+
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
-    let max = settings.max_connections;
-    pool(settings, max, LOCK_TIMEOUT, PLANS, "tower-idempotency")
+    let (max, name) = (settings.max_connections, settings.session_name(""));
+    pool(settings, max, LOCK_TIMEOUT, PLANS, &name)
 }
 
 /// Those of [`Group`](super::group::Group).
 pub(super) fn writers(settings: &PgStoreBuilder) -> PgPool {
-    let max = group::MAX_WRITERS;
-    pool(
-        settings,
-        max,
-        GROUP_LOCK_TIMEOUT,
-        GROUP_PLANS,
-        "tower-idempotency writer",
-    )
+    let (max, name) = (group::MAX_WRITERS, settings.session_name(" writer"));
+    pool(settings, max, GROUP_LOCK_TIMEOUT, GROUP_PLANS, &name)
 }
 
 fn pool(
@@ -88,7 +101,10 @@ fn pool(
                 .bind(lock_timeout)
                 .bind(plans)
                 .persistent(false);
-            Box::pin(async move { connection.execute(query).await.map(drop) })
+            Box::pin(async move {
+                refuse_crowd(connection, max).await?;
+                connection.execute(query).await.map(drop)
+            })
         })
     };
     let server = settings.pool.connect_options().as_ref().clone();

@@ -25,6 +25,7 @@ mod transactions;
 mod types;
 mod waiting;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,7 +62,12 @@ use waiting::{Waiting, Wakes};
 /// written in there would be lost. Plan for [8](PgStoreBuilder::with_max_connections) more a
 /// process, 4 for [group commit](PgStoreBuilder::with_group_commit), [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
 /// which then need none of the application's, and one that listens while duplicates
-/// [wait](crate::Duplicates::Wait) for other processes.
+/// [wait](crate::Duplicates::Wait) for other processes. What was given up goes on in the server while its commits
+/// wait for a standby, or for the disk: where twice as many of a kind are at work there, no other is opened, and
+/// what needs one is [`Unavailable`](crate::StoreErrorKind::Unavailable).
+///
+/// Their `application_name` is `tower-idempotency`, `tower-idempotency writer` or `tower-idempotency transactions`
+/// with a number of the store's, or `tower-idempotency waits`.
 ///
 /// Cheap to clone; clones share the connections.
 ///
@@ -120,6 +126,8 @@ pub struct PgStoreBuilder {
     pgbouncer: bool,
     share_pool: bool,
     group_commit: bool,
+    /// Tells its sessions from those of other processes.
+    number: u32,
 }
 
 /// PostgreSQL counts whole milliseconds, and takes 0 for "for ever".
@@ -157,8 +165,15 @@ impl PgStore {
             pgbouncer: false,
             share_pool: false,
             group_commit: true,
+            number: random(),
         }
     }
+}
+
+/// The keys of a new hasher are the only random numbers of the standard library.
+fn random() -> u32 {
+    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 impl PgStoreBuilder {
@@ -254,6 +269,11 @@ impl PgStoreBuilder {
     pub fn with_group_commit(mut self, group_commit: bool) -> Self {
         self.group_commit = group_commit;
         self
+    }
+
+    /// What the server shows of sessions of a kind.
+    fn session_name(&self, kind: &str) -> String {
+        format!("tower-idempotency{kind} {:08x}", self.number)
     }
 
     /// The store. Connects when first used.

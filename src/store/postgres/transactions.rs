@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::PgStoreBuilder;
+use super::connection::refuse_crowd;
 use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::handover::{Chained, Handover};
 use super::transaction::{code, is_certain, is_refused, refused};
@@ -371,10 +372,11 @@ impl Transactions {
         drop(silent.close());
         let server = silent.connect_options().as_ref().clone();
         *pool = silent.options().clone().connect_lazy_with(server);
+        drop(pool);
         let replaced = self.replaced.lock();
-        replaced
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(silent.clone());
+        let mut replaced = replaced.unwrap_or_else(PoisonError::into_inner);
+        replaced.retain(|pool| pool.size() > 0);
+        replaced.push(silent.clone());
     }
 }
 
@@ -398,14 +400,15 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
     if settings.pgbouncer {
         server = server.statement_cache_capacity(0);
     }
-    let is_own_session = !settings.pgbouncer;
+    let (is_own_session, max) = (!settings.pgbouncer, settings.max_transactions);
     PgPoolOptions::new()
-        .max_connections(settings.max_transactions)
+        .max_connections(max)
         .acquire_timeout(settings.statement_timeout)
         .test_before_acquire(false)
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 if is_own_session {
+                    refuse_crowd(connection, max).await?;
                     connection.execute(SESSION).await?;
                 }
                 Ok(())
@@ -422,7 +425,7 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
                 Ok(true)
             })
         })
-        .connect_lazy_with(server.application_name("tower-idempotency"))
+        .connect_lazy_with(server.application_name(&settings.session_name(" transactions")))
 }
 
 fn next_question() -> i32 {

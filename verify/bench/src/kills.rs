@@ -23,7 +23,7 @@ const LATER: usize = 50;
 const KILL: &str = "
 select count(*) filter (where killed), count(*) filter (where killed and state = 'active') from (
     select state, pg_terminate_backend(pid) as killed from pg_stat_activity
-    where application_name = 'tower-idempotency writer'
+    where application_name like 'tower-idempotency writer %'
 ) as writer";
 
 /// Time for the store to connect anew, and to write.

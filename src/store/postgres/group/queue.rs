@@ -31,6 +31,9 @@ pub(in crate::store::postgres) trait Request:
 
     fn id(&self) -> RecordId;
 
+    /// Whether it ends an attempt, or begins one.
+    const WRITES: bool = true;
+
     /// The bytes that are not small by nature.
     fn weight(&self) -> usize {
         0
@@ -80,9 +83,17 @@ impl<R: Request> Job<R> {
     /// In a task of its own: what holds it up must not hold up the writer. It ends with its caller, who
     /// takes back what is late.
     fn go_alone(mut self, alone: &Alone) {
-        let Alone { store, places } = alone.clone();
+        let Alone {
+            store,
+            places,
+            for_reads,
+        } = alone.clone();
         tokio::spawn(async move {
             let gone = async {
+                let _turn = match R::WRITES {
+                    true => None,
+                    false => Some(for_reads.acquire().await),
+                };
                 let _place = places.acquire().await;
                 self.request.alone(&store).await
             };
@@ -94,11 +105,13 @@ impl<R: Request> Job<R> {
     }
 }
 
-/// Where what cannot go with the others goes alone. Not on all connections at once: heartbeats need them.
+/// Where what cannot go with the others goes alone. Not on all connections at once: heartbeats need them. What
+/// is read, and may be large, leaves half of them to what is written.
 #[derive(Debug, Clone)]
 pub(super) struct Alone {
     pub(super) store: PgStore,
     places: Arc<Semaphore>,
+    for_reads: Arc<Semaphore>,
 }
 
 impl Alone {
@@ -108,6 +121,7 @@ impl Alone {
         Self {
             store,
             places: Arc::new(Semaphore::new(places)),
+            for_reads: Arc::new(Semaphore::new(places.div_ceil(2))),
         }
     }
 }
@@ -260,7 +274,8 @@ async fn send_both(
                 fail(insertions, &Arc::new(error), alone);
                 return broken;
             }
-            send(insertions, line, alone, broken).await
+            // It may have taken long: who is gone by now has taken its claim back.
+            send(wanted(insertions), line, alone, broken).await
         }
         Err(error) => {
             let error = Arc::new(error);

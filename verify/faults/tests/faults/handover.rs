@@ -96,7 +96,7 @@ async fn a_transaction_that_is_not_begun_where_it_was_handed_over_is_begun_again
 
 /// What a session of the pool of transactions has done last.
 const TRANSACTIONS: &str = "from pg_stat_activity where datname = current_database()
-    and application_name = 'tower-idempotency'
+    and application_name like 'tower-idempotency transactions %'
     and query ~ 'idempotency.enter|insert into ledger|idempotency.attempt|idempotency.committed|and chain'";
 
 /// Each that is being opened would be given up for one that is handed over, which is there sooner.

@@ -44,7 +44,7 @@ select pid from pg_stat_activity where wait_event = 'PgSleep'
 /// Backends of transactions whose handlers have written, and do something else.
 const IN_HANDLER: &str = "
 select pid from pg_stat_activity where state = 'idle in transaction'
-    and backend_xid is not null and application_name = 'tower-idempotency'";
+    and backend_xid is not null and application_name like 'tower-idempotency transactions %'";
 
 fn slow() -> Pay {
     Pay {

@@ -1,5 +1,7 @@
 //! The primary vanishes, and a standby takes its place.
 
+use std::time::{Duration, Instant};
+
 use faults::client::Pay;
 use faults::cluster::Cluster;
 use faults::settings::Settings;
@@ -8,9 +10,18 @@ use faults::wait::{Gate, until};
 use super::{Route, Sent, Service, recovers, sent};
 use crate::on_both_routes;
 
+/// Sessions whose commits wait for a standby, of the kind that most of them are of.
+const WAITING: &str = "
+select coalesce(max(number), 0) from (
+    select count(*) as number from pg_stat_activity
+    where wait_event = 'SyncRep' and application_name like 'tower-idempotency%'
+    group by application_name
+) as kinds";
+
 on_both_routes! {
     d14_an_asynchronous_standby_loses_the_last_answers_and_nothing_else,
     d14_a_synchronous_standby_loses_no_answer,
+    d14_what_was_given_up_while_no_standby_answers_is_bounded,
 }
 
 struct Pair {
@@ -113,4 +124,48 @@ async fn d14_a_synchronous_standby_loses_no_answer(route: Route) {
     let settled = service.settled(&running).await;
     assert_eq!(settled.status, 201, "{}", settled.text());
     assert_eq!(service.effects(&running).await, 1);
+}
+
+/// The server does not notice that whoever waits for such a commit is gone.
+async fn d14_what_was_given_up_while_no_standby_answers_is_bounded(route: Route) {
+    let asks = |settings: &mut Settings| {
+        settings.max_transactions = Some(2);
+        settings.group_commit = false;
+    };
+    let service = Service::with(route, Cluster::start().await, asks).await;
+    let kept = service.paid_times(3).await;
+    let standby = |names: &str| {
+        let set = format!("alter system set synchronous_standby_names = '{names}'");
+        async {
+            service
+                .cluster
+                .execute(&[&{ set }, "select pg_reload_conf()"])
+                .await
+        }
+    };
+    standby("nobody").await;
+
+    let port = service.subject.port;
+    let (begun, mut most, mut asked) = (Instant::now(), 0_i64, Vec::new());
+    let mut admin = service.cluster.connect().await;
+    while begun.elapsed() < Duration::from_secs(32) {
+        asked.extend((0..8).map(|_| tokio::spawn(async move { Pay::new("").send(port).await })));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let waiting = sqlx::query_scalar(WAITING).fetch_one(&mut admin).await;
+        most = most.max(waiting.unwrap());
+    }
+    let max = match route {
+        Route::Leased => 8,
+        Route::Transactional => 2,
+    };
+    println!("{most} sessions waited at once");
+    assert!((max..3 * max).contains(&most), "{most} sessions");
+    for asked in asked {
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(answer.status, 503, "{}", answer.text());
+    }
+
+    standby("").await;
+    recovers(&service.subject).await;
+    service.holds(&kept).await;
 }
