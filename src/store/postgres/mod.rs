@@ -19,6 +19,7 @@ mod listen;
 mod migrate;
 mod phases;
 mod settle;
+mod standing;
 mod sweep;
 mod transaction;
 mod transactions;

@@ -3,15 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgPoolOptions, PgRow};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{
-    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, Row as _,
-    SqlSafeStr, Transaction,
+    AssertSqlSafe, Connection as _, Error, Executor, PgConnection, PgPool, Postgres, SqlSafeStr,
+    Transaction,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
@@ -20,6 +19,7 @@ use super::PgStoreBuilder;
 use super::connection::refuse_crowd;
 use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::handover::{Chained, Handover};
+use super::standing::{answers, has_committed, is_over};
 use super::transaction::{code, is_certain, is_refused, refused};
 use crate::store::lent::RETURN_TIMEOUT;
 use crate::store::transaction::CommitError;
@@ -39,11 +39,11 @@ const COMMIT: &str = "commit and chain";
 const ROLLBACK: &str = "rollback and chain";
 
 /// The empty one, after a rollback.
-const START: &str = "start transaction isolation level read committed, read write";
+pub(super) const START: &str = "start transaction isolation level read committed, read write";
 
 /// Where the connection is not the store's own. Of a transaction that has failed, it tells whether it is open.
 const SAVEPOINT: &str = "savepoint idempotency_handler";
-const UNDO: &str = "rollback to savepoint idempotency_handler";
+pub(super) const UNDO: &str = "rollback to savepoint idempotency_handler";
 
 /// sqlx names the statements of a handler `sqlx_s_1` and so on, on each connection anew, also where it
 /// keeps none of them: behind a pooler another connection has left the same names in the session. A
@@ -428,70 +428,6 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
         .connect_lazy_with(server.application_name(&settings.session_name(" transactions")))
 }
 
-fn next_question() -> i32 {
-    static ASKED: AtomicI32 = AtomicI32::new(0);
-    ASKED.fetch_add(1, Ordering::Relaxed) & i32::MAX
-}
-
-/// Whether the connection answers what it is asked.
-async fn answers(connection: &mut PgConnection) -> Result<(), Error> {
-    let asked = next_question();
-    let row = connection
-        .fetch_one(AssertSqlSafe(format!("select {asked}::integer as asked")))
-        .await?;
-    is_of(&row, 0, asked)
-}
-
 fn again() -> String {
     format!("rollback; {START}")
-}
-
-/// Whether the session has committed the transaction of this mark, without the store. What is open is
-/// rolled back, and an empty one follows, where sqlx counts one.
-async fn has_committed(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
-    let start = match connection.is_in_transaction() {
-        true => START,
-        false => "",
-    };
-    let asked = next_question();
-    let sql = format!(
-        "rollback; {start};
-        select current_setting('idempotency.committed', true) = '{mark}', {asked}::integer"
-    );
-    let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
-    is_of(&row, 1, asked)?;
-    let is_mark: Option<bool> = row.try_get(0)?;
-    Ok(is_mark.unwrap_or(false))
-}
-
-/// sqlx miscounts the answers of a `COPY` that its handler gave up, and takes each for that of the next
-/// statement.
-fn is_of(row: &PgRow, column: usize, asked: i32) -> Result<(), Error> {
-    let answered: i32 = row.try_get(column)?;
-    if answered == asked {
-        return Ok(());
-    }
-    Err(Error::Protocol("the answer is of another statement".into()))
-}
-
-/// Whether the transaction of this mark is not open any more.
-async fn is_over(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
-    match has_mark(connection, mark).await {
-        Err(error) if is_refused(&error) => {}
-        has_mark => return has_mark.map(|has_mark| !has_mark),
-    }
-    // Of one that has failed, its savepoint tells.
-    match connection.execute(UNDO).await {
-        Ok(_) => Ok(false),
-        Err(error) if matches!(code(&error).as_deref(), Some("3B001" | "25P01")) => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
-/// A transaction of nobody's has no mark, and the mark of an ended one reads as empty. Not prepared:
-/// outside of a transaction, a pooler may look for the statement on another connection.
-async fn has_mark(connection: &mut PgConnection, mark: &str) -> Result<bool, Error> {
-    let sql = format!("select current_setting('idempotency.attempt', true) = '{mark}'");
-    let row = connection.fetch_one(AssertSqlSafe(sql)).await?;
-    Ok(row.try_get::<Option<bool>, _>(0)?.unwrap_or(false))
 }
