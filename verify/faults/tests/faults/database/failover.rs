@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use faults::client::Pay;
 use faults::cluster::Cluster;
+use faults::fired::fired;
 use faults::settings::Settings;
 use faults::wait::{Gate, until};
 
@@ -159,6 +160,7 @@ async fn d14_what_was_given_up_while_no_standby_answers_is_bounded(route: Route)
         Route::Transactional => 2,
     };
     println!("{most} sessions waited at once");
+    fired("no standby");
     assert!((max..3 * max).contains(&most), "{most} sessions");
     for asked in asked {
         let answer = asked.await.unwrap().unwrap();
