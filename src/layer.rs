@@ -2,16 +2,17 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum_core::body::Body;
 use http::Response;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_layer::Layer;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::breaker::Breaker;
 use crate::cache::ReplayCache;
@@ -78,6 +79,8 @@ pub(crate) struct Core<S> {
     pub(crate) replays: ArcSwap<ReplayCache>,
     counters: Counters,
     pub(crate) tasks: TaskTracker,
+    /// What takes back claims that may have been made.
+    pub(crate) withdrawing: TaskTracker,
     is_closing: AtomicBool,
 }
 
@@ -108,6 +111,7 @@ impl<S: Store> IdempotencyLayer<S> {
             replays: ArcSwap::from_pointee(ReplayCache::new(32 << 20)),
             counters: Counters::default(),
             tasks: TaskTracker::new(),
+            withdrawing: TaskTracker::new(),
             is_closing: AtomicBool::new(false),
         };
         Self {
@@ -298,7 +302,7 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     /// `store_timeout` of zero.
     ///
     /// ```
-    /// # use std::time::Duration;
+    /// # use std::time::{Duration, Instant};
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
     /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
     /// let layer = layer.with_store_timeout(Duration::from_millis(500))?;
@@ -317,7 +321,7 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     /// `request_timeout` of zero.
     ///
     /// ```
-    /// # use std::time::Duration;
+    /// # use std::time::{Duration, Instant};
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
     /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
     /// let layer = layer.with_request_timeout(Duration::from_secs(5))?;
@@ -438,11 +442,12 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     }
 
     /// Refuses new keyed requests (503 `shutting-down`) and waits for the running ones, whose
-    /// clients may be gone, for at most `grace`. Call it when the server has stopped accepting.
+    /// clients may be gone, for at most `grace`. Call it when the server has stopped accepting. Claims that timed
+    /// out, and may have been made, are taken back meanwhile, for one more store timeout at most.
     ///
     /// ```
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
-    /// # use std::time::Duration;
+    /// # use std::time::{Duration, Instant};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
@@ -454,17 +459,28 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
         let core = &self.shared.core;
         core.is_closing.store(true, Ordering::SeqCst);
         core.tasks.close();
-        match tokio::time::timeout(grace, core.tasks.wait()).await {
-            Ok(()) => ShutdownReport::default(),
-            Err(_elapsed) => {
-                let unfinished = core.running.identities();
-                tracing::warn!(
-                    unfinished = unfinished.len(),
-                    "shut down before every request ended"
-                );
-                ShutdownReport { unfinished }
-            }
+        core.withdrawing.close();
+        let began = Instant::now();
+        let ended = timeout(grace, core.tasks.wait()).await;
+        // While the store is down, none is taken back: that is no reason to stay.
+        let left = grace.saturating_sub(began.elapsed());
+        let patience = left.min(self.shared.store_timeout);
+        if timeout(patience, core.withdrawing.wait()).await.is_err() {
+            let claims = core.withdrawing.len();
+            tracing::warn!(
+                claims,
+                "shut down before claims that nobody heard of were taken back: their leases will run out"
+            );
         }
+        if ended.is_ok() {
+            return ShutdownReport::default();
+        }
+        let unfinished = core.running.identities();
+        tracing::warn!(
+            unfinished = unfinished.len(),
+            "shut down before every request ended"
+        );
+        ShutdownReport { unfinished }
     }
 
     fn with(self, change: impl FnOnce(&mut Shared<S>)) -> Self {
@@ -526,10 +542,20 @@ impl<S: Store> Shared<S> {
         (!self.is_closing()).then_some(token)
     }
 
-    /// Runs a future to its end, whoever waits for it, within the current span.
-    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a future to its end, whoever waits for it. Events, those of the handler, too, show of which operation
+    /// they are, within the span of the request.
+    pub(crate) fn spawn(
+        &self,
+        identity: &Identity,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (id, operation) = (identity.id(), identity.operation());
+        let span = match tracing::info_span!("idempotency", %id, operation) {
+            filtered if filtered.is_disabled() => Span::current(),
+            span => span,
+        };
         let task = self.hook.apply(Detached::new(future));
-        tokio::spawn(task.in_current_span());
+        tokio::spawn(task.instrument(span));
     }
 }
 

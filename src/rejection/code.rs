@@ -237,7 +237,7 @@ impl Code {
             Self::TransactionConflict => (
                 "transaction-conflict",
                 S::SERVICE_UNAVAILABLE,
-                "Another transaction was in the way; everything was rolled back.",
+                "The transaction could not be committed; everything was rolled back.",
             ),
             Self::TransactionAborted => (
                 "transaction-aborted",

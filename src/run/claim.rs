@@ -246,7 +246,7 @@ impl<S: Store> Exchange<S> {
             tracing::warn!(id = %claim.identity.id(), "too many claims to withdraw: its lease will run out");
             return;
         };
-        let tasks = core.tasks.clone();
+        let tasks = core.withdrawing.clone();
         tasks.spawn(async move {
             for round in 0..2 {
                 if round > 0 {

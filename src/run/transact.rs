@@ -312,7 +312,10 @@ impl<S: TransactionalStore> Exchange<S> {
         let operation = self.identity.operation();
         let source = std::error::Error::source(error);
         let code = match error {
-            CommitError::Conflict(_) => return Finished::Conflict(Code::TransactionConflict),
+            CommitError::Conflict(_) => {
+                tracing::warn!(%id, operation, error = source, "{error}");
+                return Finished::Conflict(Code::TransactionConflict);
+            }
             CommitError::Recorded => return self.recorded().await,
             CommitError::Aborted(_) => {
                 tracing::error!(%id, operation, error = source, "{error}");

@@ -129,7 +129,7 @@ impl fmt::Display for CommitError {
         f.write_str(match self {
             Self::Ended => "the handler ended its transaction by itself, and may have committed",
             Self::Aborted(_) => "the handler's transaction could not be committed",
-            Self::Conflict(_) => "another transaction was in the way",
+            Self::Conflict(_) => "the transaction is rolled back, and may succeed another time",
             Self::Recorded => "the operation got a record from elsewhere",
             Self::Unknown(_) => "it is not known whether the transaction is committed",
         })

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use axum::{Router, routing::post};
 use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 use tokio::task::JoinSet;
+use tower::ServiceExt as _;
 use tower_idempotency::store::{Claimed, Existing, PhasedStore, TransactionalStore};
-use tower_idempotency::{PgStore, References, Store, StoreErrorKind};
+use tower_idempotency::{IdempotencyLayer, PgStore, References, Scope, Store, StoreErrorKind};
 
 use super::{Fixture, acquire, backends, claim_of, completion, request, sql, text, until};
 
@@ -266,4 +271,21 @@ async fn no_call_makes_requests_large() {
     for (call, size) in sizes {
         assert!(size < 1536, "{call} takes {size} bytes");
     }
+}
+
+/// What may have been made of a request is taken back for as long as the store is up, or comes back.
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_claims_of_a_store_that_is_down() {
+    let pool = PgPoolOptions::new().connect_lazy("postgres://localhost:1/nowhere");
+    let layer = IdempotencyLayer::new(PgStore::new(pool.unwrap()), Scope::global())
+        .with_store_timeout(Duration::from_millis(200))
+        .unwrap();
+    let app = Router::new().route("/orders", post(async || "ran").layer(layer.clone()));
+    let order = Request::post("/orders").header("idempotency-key", "order-1");
+    let answer = app.oneshot(order.body(Body::empty()).unwrap()).await;
+    assert_eq!(answer.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let shutdown = layer.shutdown(Duration::MAX);
+    let report = tokio::time::timeout(Duration::from_secs(10), shutdown).await;
+    assert!(report.unwrap().unfinished.is_empty());
 }
