@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_layer::Layer;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use crate::breaker::Breaker;
 use crate::cache::ReplayCache;
@@ -302,7 +302,7 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     /// `store_timeout` of zero.
     ///
     /// ```
-    /// # use std::time::{Duration, Instant};
+    /// # use std::time::Duration;
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
     /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
     /// let layer = layer.with_store_timeout(Duration::from_millis(500))?;
@@ -321,7 +321,7 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     /// `request_timeout` of zero.
     ///
     /// ```
-    /// # use std::time::{Duration, Instant};
+    /// # use std::time::Duration;
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
     /// # let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
     /// let layer = layer.with_request_timeout(Duration::from_secs(5))?;
@@ -443,11 +443,11 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
 
     /// Refuses new keyed requests (503 `shutting-down`) and waits for the running ones, whose
     /// clients may be gone, for at most `grace`. Call it when the server has stopped accepting. Claims that timed
-    /// out, and may have been made, are taken back meanwhile, for one more store timeout at most.
+    /// out, and may have been made, are taken back meanwhile, for five more store timeouts at most.
     ///
     /// ```
     /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
-    /// # use std::time::{Duration, Instant};
+    /// # use std::time::Duration;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
@@ -462,14 +462,14 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
         core.withdrawing.close();
         let began = Instant::now();
         let ended = timeout(grace, core.tasks.wait()).await;
-        // While the store is down, none is taken back: that is no reason to stay.
+        // While the store is down, none is taken back: that is no reason to stay for all of it.
         let left = grace.saturating_sub(began.elapsed());
-        let patience = left.min(self.shared.store_timeout);
+        let patience = left.min(self.shared.store_timeout * 5);
         if timeout(patience, core.withdrawing.wait()).await.is_err() {
             let claims = core.withdrawing.len();
             tracing::warn!(
                 claims,
-                "shut down before claims that nobody heard of were taken back: their leases will run out"
+                "shut down before it was sure that claims that nobody heard of are taken back: their leases may have to run out"
             );
         }
         if ended.is_ok() {
@@ -542,20 +542,10 @@ impl<S: Store> Shared<S> {
         (!self.is_closing()).then_some(token)
     }
 
-    /// Runs a future to its end, whoever waits for it. Events, those of the handler, too, show of which operation
-    /// they are, within the span of the request.
-    pub(crate) fn spawn(
-        &self,
-        identity: &Identity,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) {
-        let (id, operation) = (identity.id(), identity.operation());
-        let span = match tracing::info_span!("idempotency", %id, operation) {
-            filtered if filtered.is_disabled() => Span::current(),
-            span => span,
-        };
+    /// Runs a future to its end, whoever waits for it, within the current span.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let task = self.hook.apply(Detached::new(future));
-        tokio::spawn(task.instrument(span));
+        tokio::spawn(task.in_current_span());
     }
 }
 

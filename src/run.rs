@@ -207,7 +207,7 @@ impl<S: Store> Exchange<S> {
         let Some(entered) = shared.enter() else {
             return rejected(Code::ShuttingDown);
         };
-        let (counted, identity) = (self.counted.clone(), self.identity.clone());
+        let counted = self.counted.clone();
         let (sender, answer) = oneshot::channel();
         let reply = Reply {
             client: Some(sender),
@@ -215,7 +215,7 @@ impl<S: Store> Exchange<S> {
         };
         // Moved by its address from here on: each move would else leave room for it twice.
         let driven = Box::pin(drive(self, reply));
-        shared.spawn(&identity, async move {
+        shared.spawn(async move {
             driven.await;
             drop(entered);
         });

@@ -220,13 +220,13 @@ impl<S: Store> Exchange<S> {
     }
 
     fn store_down(&self, request: &ClaimRequest, error: &StoreError) -> Entry {
-        let id = self.identity.id();
+        let (id, operation) = (self.identity.id(), self.identity.operation());
         let cause: &dyn Error = error;
         if error.kind() == StoreErrorKind::Corrupt {
-            tracing::error!(%id, error = cause, source = error.source(), "record cannot be read");
+            tracing::error!(%id, operation, error = cause, source = error.source(), "record cannot be read");
             return Entry::Answer(self.reject(Rejection::new(Code::RecordUnreadable)));
         }
-        tracing::warn!(%id, error = cause, source = error.source(), "cannot claim");
+        tracing::warn!(%id, operation, error = cause, source = error.source(), "cannot claim");
         if self.policy.store_down == StoreDown::Refuse {
             return Entry::Answer(self.reject(Rejection::new(Code::StoreUnavailable)));
         }

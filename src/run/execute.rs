@@ -184,7 +184,8 @@ impl<S: Store> Exchange<S> {
             Captured::Stream(body) => Ended::Streaming(Response::from_parts(parts, body), outcome),
             Captured::Broken(error) => {
                 let cause: &dyn std::error::Error = &error;
-                tracing::error!(id = %self.identity.id(), error = cause, "answer broke off");
+                let (id, operation) = (self.identity.id(), self.identity.operation());
+                tracing::error!(%id, operation, error = cause, "answer broke off");
                 Ended::Failed(Code::ResponseFailed)
             }
         }

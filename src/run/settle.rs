@@ -112,7 +112,8 @@ impl<S: Store> Exchange<S> {
             unheard,
             ..
         } = grant;
-        tracing::warn!(id = %self.identity.id(), attempt = claim.attempt, "earlier attempt was lost");
+        let (id, operation) = (self.identity.id(), self.identity.operation());
+        tracing::warn!(%id, operation, attempt = claim.attempt, "earlier attempt was lost");
         let attempt = Attempt {
             claim,
             sent,
@@ -194,6 +195,7 @@ impl<S: Store> Exchange<S> {
         let store = &self.shared.core.store;
         let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_secs(1));
         let mut unheard = false;
+        let (id, operation) = (claim.identity.id(), claim.identity.operation());
         loop {
             let attempt = async {
                 match write {
@@ -206,14 +208,14 @@ impl<S: Store> Exchange<S> {
             match result {
                 Ok(Err(error)) if error.kind() == StoreErrorKind::Unavailable => {
                     let cause: &dyn Error = &error;
-                    tracing::warn!(id = %claim.identity.id(), error = cause, source = error.source(), "cannot record yet");
+                    tracing::warn!(%id, operation, error = cause, source = error.source(), "cannot record yet");
                 }
                 // It was freed by then, and is another attempt's now: the answer was for its own client
                 // alone anyway.
                 Ok(Err(_lost)) if unheard && matches!(write, Write::Release) => return Ok(()),
                 Ok(result) => return result,
                 Err(_elapsed) => {
-                    tracing::warn!(id = %claim.identity.id(), "store did not answer in time");
+                    tracing::warn!(%id, operation, "store did not answer in time");
                 }
             }
             unheard = true;
@@ -229,7 +231,8 @@ impl<S: Store> Exchange<S> {
         answer: Result<Response<Body>, E>,
     ) -> Result<Response<Body>, E> {
         let losable = self.policy.losable_answers || !matches!(write, Write::Complete(_));
-        tracing::warn!(id = %self.identity.id(), answered = losable, "not recorded in time");
+        let (id, operation) = (self.identity.id(), self.identity.operation());
+        tracing::warn!(%id, operation, answered = losable, "not recorded in time");
         if losable {
             answer
         } else {
@@ -260,7 +263,8 @@ impl<S: Store> Exchange<S> {
 
     fn log_refused(&self, error: &StoreError) {
         let cause: &dyn Error = error;
-        tracing::error!(id = %self.identity.id(), error = cause, "the answer was refused by the record");
+        let (id, operation) = (self.identity.id(), self.identity.operation());
+        tracing::error!(%id, operation, error = cause, "the answer was refused by the record");
     }
 
     /// Our own answer for an attempt that gave none.

@@ -220,7 +220,8 @@ impl<S: TransactionalStore> Exchange<S> {
             store.rollback(transaction, token),
         );
         rollback.await.unwrap_or_else(|_elapsed| {
-            tracing::warn!(id = %self.identity.id(), "rollback is not acknowledged");
+            let (id, operation) = (self.identity.id(), self.identity.operation());
+            tracing::warn!(%id, operation, "rollback is not acknowledged");
             Ok(())
         })
     }
@@ -300,7 +301,8 @@ impl<S: TransactionalStore> Exchange<S> {
 
     fn warn_unacknowledged(&self, error: &StoreError) {
         let cause: &dyn std::error::Error = error;
-        tracing::warn!(id = %self.identity.id(), error = cause, source = cause.source(), "commit is not acknowledged");
+        let (id, operation) = (self.identity.id(), self.identity.operation());
+        tracing::warn!(%id, operation, error = cause, source = cause.source(), "commit is not acknowledged");
     }
 
     async fn uncommitted<E>(
@@ -344,12 +346,12 @@ impl<S: TransactionalStore> Exchange<S> {
     /// store that is down.
     fn transaction_down(&self, error: &StoreError) -> Response<Body> {
         let cause: &dyn std::error::Error = error;
-        let id = self.identity.id();
+        let (id, operation) = (self.identity.id(), self.identity.operation());
         if error.kind() == StoreErrorKind::Corrupt {
-            tracing::error!(%id, error = cause, source = cause.source(), "record cannot be read");
+            tracing::error!(%id, operation, error = cause, source = cause.source(), "record cannot be read");
             return self.reject(Rejection::new(Code::RecordUnreadable));
         }
-        tracing::warn!(%id, error = cause, source = cause.source(), "cannot begin");
+        tracing::warn!(%id, operation, error = cause, source = cause.source(), "cannot begin");
         self.reject(Rejection::new(Code::StoreUnavailable))
     }
 }

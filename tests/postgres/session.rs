@@ -273,7 +273,7 @@ async fn no_call_makes_requests_large() {
     }
 }
 
-/// What may have been made of a request is taken back for as long as the store is up, or comes back.
+/// What may have been made of a request is taken back, for a while.
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_claims_of_a_store_that_is_down() {
     let pool = PgPoolOptions::new().connect_lazy("postgres://localhost:1/nowhere");

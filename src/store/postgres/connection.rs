@@ -1,3 +1,4 @@
+use std::mem;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -49,23 +50,45 @@ const SESSION: &str = "select
 const PLANS: &str = "auto";
 const GROUP_PLANS: &str = "force_generic_plan";
 
-/// Sessions at work of the name that this one has. One without a client is not at work for long, unless it is
-/// held up.
-const AT_WORK: &str = "select count(*) from pg_catalog.pg_stat_activity
-    where application_name = pg_catalog.current_setting('application_name') and state = 'active'
-        and pid <> pg_catalog.pg_backend_pid()";
+/// How long a session waits where there is a crowd, until it looks again.
+const CROWD_PAUSE: Duration = Duration::from_millis(250);
 
-/// Refuses one more session where twice as many are at work as the pool may have. Those that were given up are: while
-/// a commit waits for a standby, or for the disk, the server does not notice that its client is gone, and to open
-/// another one for each would take all that the server has.
-pub(super) async fn refuse_crowd(connection: &mut PgConnection, max: u32) -> Result<(), Error> {
-    let at_work: i64 = connection.fetch_one(AT_WORK).await?.try_get(0)?;
-    if at_work < i64::from(max) * 2 {
-        return Ok(());
+/// Holds up one more session where twice as many of its name are at work as its pool may have. Those that were
+/// given up are: while a commit waits for a standby, or for the disk, the server does not notice that its client is
+/// gone, and to open another one for each would take all that the server has.
+///
+/// By the name that was asked for, which a pooler may have changed, and where the server does not say: nobody is
+/// counted then.
+pub(super) async fn wait_for_crowd(
+    connection: &mut PgConnection,
+    name: &str,
+    max: u32,
+    at_work: &str,
+) -> Result<(), Error> {
+    let sql = format!(
+        "select count(*) from pg_catalog.pg_stat_activity
+        where application_name = '{name}' and pid <> pg_catalog.pg_backend_pid() and {at_work}"
+    );
+    let mut is_told = false;
+    loop {
+        let counted = connection.fetch_one(AssertSqlSafe(sql.clone())).await;
+        let at_work: i64 = match counted {
+            Ok(row) => row.try_get(0)?,
+            Err(Error::Database(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if at_work < i64::from(max) * 2 {
+            return Ok(());
+        }
+        if !mem::replace(&mut is_told, true) {
+            tracing::warn!(
+                at_work,
+                sessions = name,
+                "the server does not finish what was given up: waiting with another session"
+            );
+        }
+        tokio::time::sleep(CROWD_PAUSE).await;
     }
-    let crowd =
-        format!("the server is at work for {at_work} sessions of this store, and takes no other");
-    Err(Error::Protocol(crowd))
 }
 
 pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
@@ -95,14 +118,16 @@ fn pool(
         options
     } else {
         let timeout = milliseconds(settings.statement_timeout);
+        let name = name.to_owned();
         options.after_connect(move |connection, _| {
+            let name = name.clone();
             let query = sqlx::query(SESSION)
                 .bind(timeout.clone())
                 .bind(lock_timeout)
                 .bind(plans)
                 .persistent(false);
             Box::pin(async move {
-                refuse_crowd(connection, max).await?;
+                wait_for_crowd(connection, &name, max, "state = 'active'").await?;
                 connection.execute(query).await.map(drop)
             })
         })

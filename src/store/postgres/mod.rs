@@ -64,8 +64,8 @@ use waiting::{Waiting, Wakes};
 /// process, 4 for [group commit](PgStoreBuilder::with_group_commit), [10](PgStoreBuilder::with_max_transactions) for the handlers of transactional routes,
 /// which then need none of the application's, and one that listens while duplicates
 /// [wait](crate::Duplicates::Wait) for other processes. What was given up goes on in the server while its commits
-/// wait for a standby, or for the disk: where twice as many of a kind are at work there, no other is opened, and
-/// what needs one is [`Unavailable`](crate::StoreErrorKind::Unavailable).
+/// wait for a standby, or for the disk: where twice as many of a kind are at work there, another one waits, and
+/// what needs it is [`Unavailable`](crate::StoreErrorKind::Unavailable). (Not where a pooler changes their names.)
 ///
 /// Their `application_name` is `tower-idempotency`, `tower-idempotency writer` or `tower-idempotency transactions`
 /// with a number of the store's, or `tower-idempotency waits`.
@@ -166,7 +166,7 @@ impl PgStore {
             pgbouncer: false,
             share_pool: false,
             group_commit: true,
-            number: random(),
+            number: 0,
         }
     }
 }
@@ -279,7 +279,8 @@ impl PgStoreBuilder {
 
     /// The store. Connects when first used.
     #[must_use]
-    pub fn build(self) -> PgStore {
+    pub fn build(mut self) -> PgStore {
+        self.number = random();
         let writers = self.group_commit && !self.share_pool;
         let writers = writers.then(|| connection::writers(&self));
         let alone = self.build_alone();

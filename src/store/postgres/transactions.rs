@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::PgStoreBuilder;
-use super::connection::refuse_crowd;
+use super::connection::wait_for_crowd;
 use super::entrance::{Entrance, LOCKED, RECORDED, mark};
 use super::handover::{Chained, Handover};
 use super::standing::{answers, has_committed, is_over};
@@ -33,6 +33,9 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 /// or it is begun anew, or rolled back, where the connection goes back to its pool. It is read committed, too:
 /// the isolation of a transaction cannot be changed after its first query, which was the store's.
 const COMMIT: &str = "commit and chain";
+
+/// What a handler has sent, and given up, may take long without keeping others from being committed.
+const COMMITTING: &str = "state = 'active' and query = 'commit and chain'";
 
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
 /// in what is left of the transaction.
@@ -401,14 +404,17 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
         server = server.statement_cache_capacity(0);
     }
     let (is_own_session, max) = (!settings.pgbouncer, settings.max_transactions);
+    let name = settings.session_name(" transactions");
+    let server = server.application_name(&name);
     PgPoolOptions::new()
         .max_connections(max)
         .acquire_timeout(settings.statement_timeout)
         .test_before_acquire(false)
         .after_connect(move |connection, _| {
+            let name = name.clone();
             Box::pin(async move {
                 if is_own_session {
-                    refuse_crowd(connection, max).await?;
+                    wait_for_crowd(connection, &name, max, COMMITTING).await?;
                     connection.execute(SESSION).await?;
                 }
                 Ok(())
@@ -425,7 +431,7 @@ pub(super) fn own_pool(settings: &PgStoreBuilder) -> PgPool {
                 Ok(true)
             })
         })
-        .connect_lazy_with(server.application_name(&settings.session_name(" transactions")))
+        .connect_lazy_with(server)
 }
 
 fn again() -> String {
