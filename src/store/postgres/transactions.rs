@@ -35,7 +35,7 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 const COMMIT: &str = "commit and chain";
 
 /// What a handler has sent, and given up, may take long without keeping others from being committed.
-const COMMITTING: &str = "state = 'active' and query = 'commit and chain'";
+const COMMITTING: &str = "state = 'active' and query like 'commit and %'";
 
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
 /// in what is left of the transaction.
