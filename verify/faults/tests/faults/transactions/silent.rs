@@ -10,7 +10,7 @@ use faults::proxy::Proxy;
 use faults::wait::{Gate, until};
 use futures_util::future::join_all;
 
-use super::{behind, took_effect_once};
+use super::{behind, settled, took_effect_once};
 use crate::warm;
 
 const TRANSACTIONS: u32 = 2;
@@ -47,13 +47,19 @@ impl Place {
         let gate = Gate::new();
         let pays = [(); TRANSACTIONS as usize].map(|()| Pay::new(&gate.behave()));
         let before = self.subject.runs().await;
-        let running = join_all(pays.iter().map(|pay| pay.send(self.subject.port)));
+        // A handler that was cut off within a statement keeps its place until its time is over.
+        let running = join_all(pays.iter().map(|pay| {
+            until("it to be executed", async || {
+                let answer = pay.send(self.subject.port).await.unwrap();
+                (answer.status == 201).then_some(answer)
+            })
+        }));
         let opened = async {
             self.subject.has_run(before + u64::from(TRANSACTIONS)).await;
             gate.open();
         };
         for (pay, answer) in pays.iter().zip(tokio::join!(running, opened).0) {
-            took_effect_once(&self.database, &self.subject, pay, &answer.unwrap()).await;
+            took_effect_once(&self.database, &self.subject, pay, &answer).await;
         }
     }
 
@@ -120,7 +126,7 @@ async fn d17_transactions_whose_connections_fall_silent_take_no_place_for_good()
         }
         place.recovers().await;
         for pay in &pays {
-            let settled = super::settled(pay, &place.subject).await;
+            let settled = settled(pay, &place.subject).await;
             took_effect_once(&place.database, &place.subject, pay, &settled).await;
         }
     }
