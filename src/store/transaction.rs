@@ -21,7 +21,8 @@ use super::{ClaimRequest, Completion, Store, StoreError, Token};
 ///   open transaction has entered it; it never waits for one that has.
 /// - [`commit`](Self::commit) writes the record last, and only into the transaction that `begin`
 ///   opened for the same token; a refusal's may be another one, in which the operation was entered
-///   again. After an error other than [`CommitError::Unknown`] nothing of the transaction is committed, save what the handler committed by itself ([`CommitError::Ended`]).
+///   again. After an error other than [`CommitError::Unknown`] nothing of the transaction is committed,
+///   save what the handler committed by itself ([`CommitError::Ended`]).
 /// - [`confirm`](Self::confirm) tells what became of a commit whose acknowledgement is missing, and
 ///   leaves no record behind.
 ///

@@ -210,6 +210,8 @@ async fn published_at_once(
         fixture.outbox().backlog().await.unwrap().pending == 0
     })
     .await;
+    // It looks once more for what follows: the next message must not be found by that.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     id
 }
 

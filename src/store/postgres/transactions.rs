@@ -34,12 +34,13 @@ pub(super) const MAX_TRANSACTIONS: u32 = 10;
 /// the isolation of a transaction cannot be changed after its first query, which was the store's.
 const COMMIT: &str = "commit and chain";
 
-/// What a handler has sent, and given up, may take long without keeping others from being committed.
-const COMMITTING: &str = "state = 'active' and query like 'commit and %'";
-
 /// Likewise: sqlx would roll back to the innermost savepoint, and the next of a shared pool would write
 /// in what is left of the transaction.
 const ROLLBACK: &str = "rollback and chain";
+
+/// Sessions in the middle of a [`COMMIT`], of which this has not the text: what looks for commits on the wire would
+/// take it for one. Other statements that were given up end with their time.
+const COMMITTING: &str = "state = 'active' and query like 'commit and %'";
 
 /// The empty one, after a rollback.
 pub(super) const START: &str = "start transaction isolation level read committed, read write";
