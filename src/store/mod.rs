@@ -189,8 +189,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Held records in the order of their ids, at most `limit` and never more than 1,000, beginning
-    /// after an id. A damaged record must not hide the others: it is listed without what cannot be
-    /// read, unless that is what [`resolve`](Self::resolve) needs.
+    /// after an id. A page may be short of them; an empty one says that there are no more. A damaged record
+    /// must not hide the others: it is listed without what cannot be read, unless that is what
+    /// [`resolve`](Self::resolve) needs.
     fn list_held(
         &self,
         after: Option<RecordId>,

@@ -98,7 +98,7 @@ pub(crate) struct HeldRow {
 impl HeldRow {
     /// A damaged record must not hide the others, and is shown, with what cannot be read left out,
     /// while it can be resolved: as long as it can be named and carries a token.
-    pub(crate) fn show(self) -> Option<HeldRecord> {
+    fn show(self) -> Option<HeldRecord> {
         let references = self.references;
         let references = references.and_then(|json| protocol::references(json.as_deref()));
         let claimed_at = self.claimed_at.and_then(time);
@@ -110,6 +110,17 @@ impl HeldRow {
             references: readable::<References>(id, references).unwrap_or_default(),
             claimed_at: readable(id, claimed_at).unwrap_or(SystemTime::UNIX_EPOCH),
         })
+    }
+}
+
+/// Those of a page that can be shown. Where none can, what follows it is to be read, after this id: an empty
+/// page says that there is nothing more.
+pub(crate) fn shown(page: Vec<HeldRow>) -> Result<Vec<HeldRecord>, RecordId> {
+    let last = page.last().map(|row| row.id);
+    let shown: Vec<_> = page.into_iter().filter_map(HeldRow::show).collect();
+    match last {
+        Some(last) if shown.is_empty() => Err(last),
+        _ => Ok(shown),
     }
 }
 

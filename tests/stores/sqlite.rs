@@ -263,6 +263,41 @@ async fn a_held_record_that_cannot_be_read_hides_no_other() {
     }
 }
 
+#[tokio::test]
+async fn a_page_of_held_records_that_cannot_be_read_is_not_the_end() {
+    let sqlite = Sqlite::new().await;
+    for key in ["1", "2", "3", "4", "5"] {
+        let request = ClaimRequest {
+            identity: Identity::new("acme", "POST /charges", key),
+            ..request()
+        };
+        let claim = request.claim(1, SystemTime::UNIX_EPOCH);
+        sqlite.store.claim(&request).await.unwrap();
+        sqlite
+            .store
+            .hold(&claim, &References::default())
+            .await
+            .unwrap();
+    }
+    let damage = "update idempotency_record set token = x'01'
+        where id <> (select max(id) from idempotency_record)";
+    sqlite.sql(damage).await;
+    for limit in 1..=5 {
+        let listed = sqlite.store.list_held(None, limit).await.unwrap();
+        assert_eq!(listed.len(), 1, "{limit}");
+        let after = Some(listed[0].identity.id());
+        assert!(
+            sqlite
+                .store
+                .list_held(after, limit)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+    assert!(sqlite.store.list_held(None, 0).await.unwrap().is_empty());
+}
+
 /// Polls a future up to `polls` times, then drops it; whether it was done before.
 async fn cancel_after<F: Future>(polls: usize, future: F) -> bool {
     let mut future = std::pin::pin!(future);

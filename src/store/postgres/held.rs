@@ -7,7 +7,7 @@ use super::types::PgUuid;
 use crate::identity::{Identity, RecordId};
 use crate::store::lent::error;
 use crate::store::protocol::MAX_PAGE;
-use crate::store::sql::HeldRow;
+use crate::store::sql::{HeldRow, shown};
 use crate::store::{HeldRecord, Resolution, StoreError, Token};
 
 /// A new token fences whatever the held attempt still does; retention begins anew, for as long as it was.
@@ -69,15 +69,20 @@ impl PgStore {
 
     pub(super) async fn select_held(
         &self,
-        after: Option<RecordId>,
+        mut after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
-        let query = sqlx::query(LIST_HELD)
-            .bind(after.map(PgUuid::from))
-            .bind(i64::from(limit.min(MAX_PAGE)));
-        let rows = self.run(query).await?.rows;
-        let held = rows.iter().map(|row| Ok(read_held(row)?.show()));
-        held.filter_map(Result::transpose).collect()
+        loop {
+            let query = sqlx::query(LIST_HELD)
+                .bind(after.map(PgUuid::from))
+                .bind(i64::from(limit.min(MAX_PAGE)));
+            let rows = self.run(query).await?.rows;
+            let page: Result<_, _> = rows.iter().map(read_held).collect();
+            match shown(page?) {
+                Ok(held) => return Ok(held),
+                Err(last) => after = Some(last),
+            }
+        }
     }
 }
 

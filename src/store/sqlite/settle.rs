@@ -7,7 +7,7 @@ use super::records::{token, uuid};
 use crate::identity::{Identity, RecordId};
 use crate::store::lent::error;
 use crate::store::protocol::MAX_PAGE;
-use crate::store::sql::HeldRow;
+use crate::store::sql::{HeldRow, shown};
 use crate::store::{HeldRecord, LeaseRenewal, Renewed, Resolution, StoreError, Swept, Token};
 
 const EXTEND: &str = "
@@ -99,17 +99,22 @@ impl SqliteStore {
 
     pub(super) async fn select_held(
         &self,
-        after: Option<RecordId>,
+        mut after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
-        let query = sqlx::query(LIST_HELD)
-            .bind(after.map(|id| id.as_bytes().to_vec()))
-            .bind(limit.min(MAX_PAGE));
-        let mut connection = self.connection().await?;
-        let result = query.fetch_all(&mut *connection).await;
-        let rows = connection.finish(result)?;
-        let held = rows.iter().map(|row| Ok(read_held(row)?.show()));
-        held.filter_map(Result::transpose).collect()
+        loop {
+            let query = sqlx::query(LIST_HELD)
+                .bind(after.map(|id| id.as_bytes().to_vec()))
+                .bind(limit.min(MAX_PAGE));
+            let mut connection = self.connection().await?;
+            let result = query.fetch_all(&mut *connection).await;
+            let rows = connection.finish(result)?;
+            let page: Result<_, _> = rows.iter().map(read_held).collect();
+            match shown(page?) {
+                Ok(held) => return Ok(held),
+                Err(last) => after = Some(last),
+            }
+        }
     }
 
     /// What is to be held comes when nothing is left to delete: looking for it, each batch would else
