@@ -17,11 +17,12 @@ use crate::extract::IdempotencyContext;
 use crate::fingerprint::Fingerprint;
 use crate::headers;
 use crate::identity::Identity;
-use crate::layer::{IdempotencyLayer, ShutdownReport};
+use crate::layer::IdempotencyLayer;
 use crate::policy::{Policy, StoreDown};
 use crate::rejection::Code;
 use crate::run::Exchange;
 use crate::scope::Scope;
+use crate::shutdown::ShutdownReport;
 use crate::store::transaction::Slot;
 use crate::store::{PhasedStore, Phases, Store, TransactionalStore, Tx};
 

@@ -1,31 +1,24 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum_core::body::Body;
 use http::Response;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower_layer::Layer;
-use tracing::Instrument;
 
 use crate::breaker::Breaker;
 use crate::cache::ReplayCache;
 use crate::detached::{Detached, SpawnHook};
 use crate::error::ConfigError;
-use crate::identity::Identity;
 use crate::mode::{Leased, Transactional};
 use crate::policy::{Policy, PolicyHandle};
-use crate::rejection::{Code, Rejection, Renderer};
-use crate::running::Running;
+use crate::rejection::{Rejection, Renderer};
 use crate::scope::Scope;
 use crate::service::Idempotency;
-use crate::stats::{Counters, Event, Stats};
+use crate::shared::Shared;
+use crate::stats::Stats;
 use crate::store::{Store, TransactionalStore};
 
 /// Makes the routes it covers safe to retry.
@@ -57,41 +50,6 @@ pub struct IdempotencyLayer<S, M = Leased> {
     mode: PhantomData<fn() -> M>,
 }
 
-/// What every service of a layer reads.
-pub(crate) struct Shared<S> {
-    pub(crate) core: Arc<Core<S>>,
-    pub(crate) policies: PolicyHandle,
-    pub(crate) scope: Scope,
-    pub(crate) renderer: Renderer,
-    pub(crate) permits: Arc<Semaphore>,
-    pub(crate) breaker: Arc<Breaker>,
-    pub(crate) store_timeout: Duration,
-    pub(crate) request_timeout: Duration,
-    hook: SpawnHook,
-}
-
-/// What all layers made from one [`IdempotencyLayer::new`] have in common.
-pub(crate) struct Core<S> {
-    pub(crate) store: Arc<S>,
-    pub(crate) running: Arc<Running>,
-    /// Claims given up that are still to be taken back.
-    pub(crate) withdrawals: Arc<Semaphore>,
-    pub(crate) replays: ArcSwap<ReplayCache>,
-    counters: Counters,
-    pub(crate) tasks: TaskTracker,
-    /// What takes back claims that may have been made.
-    pub(crate) withdrawing: TaskTracker,
-    is_closing: AtomicBool,
-}
-
-/// What a [shutdown](IdempotencyLayer::shutdown) left running.
-#[derive(Debug, Clone, Default)]
-#[must_use]
-pub struct ShutdownReport {
-    /// Operations whose handlers had not ended. Their leases run out, and their policies decide.
-    pub unfinished: Vec<Identity>,
-}
-
 impl<S: Store> IdempotencyLayer<S> {
     /// A layer with [`Policy::default`], for keys that belong to `scope`.
     ///
@@ -103,29 +61,8 @@ impl<S: Store> IdempotencyLayer<S> {
     /// ```
     #[must_use]
     pub fn new(store: S, scope: Scope) -> Self {
-        let policies = PolicyHandle::new(Policy::default(), store.is_durable());
-        let core = Core {
-            store: Arc::new(store),
-            running: Arc::default(),
-            withdrawals: Arc::new(Semaphore::new(1024)),
-            replays: ArcSwap::from_pointee(ReplayCache::new(32 << 20)),
-            counters: Counters::default(),
-            tasks: TaskTracker::new(),
-            withdrawing: TaskTracker::new(),
-            is_closing: AtomicBool::new(false),
-        };
         Self {
-            shared: Arc::new(Shared {
-                core: Arc::new(core),
-                policies,
-                scope,
-                renderer: Renderer::default(),
-                permits: Arc::new(Semaphore::new(1024)),
-                breaker: Arc::new(Breaker::new(5)),
-                store_timeout: Duration::from_secs(2),
-                request_timeout: Duration::from_secs(30),
-                hook: SpawnHook::default(),
-            }),
+            shared: Arc::new(Shared::new(store, scope)),
             mode: PhantomData,
         }
     }
@@ -438,49 +375,7 @@ impl<S: Store, M> IdempotencyLayer<S, M> {
     /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.core.counters.stats()
-    }
-
-    /// Refuses new keyed requests (503 `shutting-down`) and waits for the running ones, whose
-    /// clients may be gone, for at most `grace`. Call it when the server has stopped accepting. Claims that timed
-    /// out, and may have been made, are taken back meanwhile, for five more store timeouts at most.
-    ///
-    /// ```
-    /// # use tower_idempotency::{IdempotencyLayer, MemoryStore, Scope};
-    /// # use std::time::Duration;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let layer = IdempotencyLayer::new(MemoryStore::new(), Scope::global());
-    /// let report = layer.shutdown(Duration::from_secs(10)).await;
-    /// assert!(report.unfinished.is_empty());
-    /// # }
-    /// ```
-    pub async fn shutdown(&self, grace: Duration) -> ShutdownReport {
-        let core = &self.shared.core;
-        core.is_closing.store(true, Ordering::SeqCst);
-        core.tasks.close();
-        core.withdrawing.close();
-        let began = Instant::now();
-        let ended = timeout(grace, core.tasks.wait()).await;
-        // While the store is down, none is taken back: that is no reason to stay for all of it.
-        let left = grace.saturating_sub(began.elapsed());
-        let patience = left.min(self.shared.store_timeout * 5);
-        if timeout(patience, core.withdrawing.wait()).await.is_err() {
-            let claims = core.withdrawing.len();
-            tracing::warn!(
-                claims,
-                "shut down before it was sure that claims that nobody heard of are taken back: their leases may have to run out"
-            );
-        }
-        if ended.is_ok() {
-            return ShutdownReport::default();
-        }
-        let unfinished = core.running.identities();
-        tracing::warn!(
-            unfinished = unfinished.len(),
-            "shut down before every request ended"
-        );
-        ShutdownReport { unfinished }
+        self.shared.stats()
     }
 
     fn with(self, change: impl FnOnce(&mut Shared<S>)) -> Self {
@@ -510,61 +405,6 @@ pub(crate) fn longer_than_zero(
     Ok(timeout)
 }
 
-impl<S: Store> Shared<S> {
-    /// Counts the rejection and makes an answer of it, in the dialect of the policy.
-    pub(crate) fn reject(&self, policy: &Policy, rejection: Rejection) -> Response<Body> {
-        self.core.counters.count(event(rejection.code()));
-        tracing::debug!(
-            code = rejection.code().as_str(),
-            "answered in place of the handler"
-        );
-        self.render(policy, rejection)
-    }
-
-    /// Makes an answer of a rejection of a request that is counted already.
-    pub(crate) fn render(&self, policy: &Policy, rejection: Rejection) -> Response<Body> {
-        self.renderer
-            .render(&rejection.with_profile(&policy.profile))
-    }
-
-    pub(crate) fn count(&self, event: Event) {
-        self.core.counters.count(event);
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.core.is_closing.load(Ordering::SeqCst)
-    }
-
-    /// Leave to begin something that a shutdown waits for, unless it has begun. The token is taken
-    /// first: a shutdown sees it, or is seen.
-    pub(crate) fn enter(&self) -> Option<TaskTrackerToken> {
-        let token = self.core.tasks.token();
-        (!self.is_closing()).then_some(token)
-    }
-
-    /// Runs a future to its end, whoever waits for it, within the current span.
-    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let task = self.hook.apply(Detached::new(future));
-        tokio::spawn(task.in_current_span());
-    }
-}
-
-fn event(code: Code) -> Event {
-    match code {
-        Code::KeyReused => Event::Mismatched,
-        Code::RequestInProgress => Event::InProgress,
-        Code::OutcomeUnknown => Event::Held,
-        Code::ResponseNotRetained => Event::NotRetained,
-        Code::AttemptLost => Event::Lost,
-        Code::StoreUnavailable
-        | Code::Overloaded
-        | Code::ShuttingDown
-        | Code::AnswerNotRecorded => Event::Unavailable,
-        Code::RecordUnreadable => Event::Unreadable,
-        _ => Event::Refused,
-    }
-}
-
 impl<S, M> fmt::Debug for IdempotencyLayer<S, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IdempotencyLayer")
@@ -578,22 +418,6 @@ impl<S, M> Clone for IdempotencyLayer<S, M> {
         Self {
             shared: self.shared.clone(),
             mode: PhantomData,
-        }
-    }
-}
-
-impl<S> Clone for Shared<S> {
-    fn clone(&self) -> Self {
-        Self {
-            core: self.core.clone(),
-            policies: self.policies.clone(),
-            scope: self.scope.clone(),
-            renderer: self.renderer.clone(),
-            permits: self.permits.clone(),
-            breaker: self.breaker.clone(),
-            store_timeout: self.store_timeout,
-            request_timeout: self.request_timeout,
-            hook: self.hook.clone(),
         }
     }
 }

@@ -25,11 +25,11 @@ use tower_service::Service;
 use crate::body::{self, Whole};
 use crate::fingerprint::Fingerprint;
 use crate::identity::Identity;
-use crate::layer::Shared;
 use crate::mode::Mode;
 use crate::operation::original_uri;
 use crate::policy::Policy;
 use crate::rejection::{Code, Rejection};
+use crate::shared::Shared;
 use crate::stats::Event;
 use crate::store::Store;
 

@@ -13,7 +13,6 @@ use tower_service::Service;
 
 use crate::future::ResponseFuture;
 use crate::key::KeyError;
-use crate::layer::Shared;
 use crate::mode::{Leased, Mode};
 use crate::operation;
 use crate::outcome::Outcome;
@@ -21,6 +20,7 @@ use crate::policy::Policy;
 use crate::rejection::{Code, Rejection};
 use crate::run::{self, Call};
 use crate::scope::Scope;
+use crate::shared::Shared;
 use crate::store::Store;
 
 /// The service an [`IdempotencyLayer`](crate::IdempotencyLayer) makes of another.
