@@ -1,9 +1,10 @@
-//! PostgreSQL behind a wire that is cut at the commit.
+//! PostgreSQL behind a wire that is cut at the commit, or at what follows a transaction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,17 +16,29 @@ use crate::bank::{Banking, Sinks, paid};
 use crate::site::{Runs, Site, eventually, policy};
 
 #[derive(Clone, Copy, PartialEq)]
-enum Cut {
+pub enum Cut {
     /// The server commits, and its answer is lost.
     Acknowledgement,
     /// The commit is lost, and the server does not know: it keeps the transaction open.
     Commit,
+    /// The server rolls back and begins another transaction, and its answer is lost before anything is
+    /// entered in that.
+    Restart,
 }
 
-/// Cuts the first connection on which a commit is sent.
-struct Wire {
+impl Cut {
+    fn statement(self) -> &'static [u8] {
+        match self {
+            Self::Acknowledgement | Self::Commit => b"commit and chain",
+            Self::Restart => b"rollback; start transaction",
+        }
+    }
+}
+
+/// Cuts the first connection on which such a statement is sent.
+pub struct Wire {
     port: u16,
-    cuts: Arc<AtomicUsize>,
+    pub cuts: Arc<AtomicUsize>,
     /// Ends the server's side of a connection that was cut before the commit.
     end: Arc<Notify>,
 }
@@ -62,9 +75,10 @@ async fn carry(
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(length @ 1..) = read else { return };
-                let is_commit = up[..length].windows(16).any(|bytes| bytes == b"commit and chain");
-                if is_commit && cuts.fetch_add(1, Ordering::SeqCst) == 0 {
-                    if cut == Cut::Acknowledgement {
+                let statement = cut.statement();
+                let mut sent = up[..length].windows(statement.len());
+                if sent.any(|bytes| bytes == statement) && cuts.fetch_add(1, Ordering::SeqCst) == 0 {
+                    if cut != Cut::Commit {
                         server.write_all(&up[..length]).await.unwrap();
                         assert!(server.read(&mut down).await.unwrap() > 0);
                         return;
@@ -83,11 +97,17 @@ async fn carry(
     }
 }
 
-async fn wired(bank: &Bank, runs: &Runs, policy: Policy, cut: Cut) -> (Site, Wire) {
+/// The bank's database at the other end of a wire.
+pub async fn far(bank: &Bank, cut: Cut) -> (PgPool, Wire) {
     let url: PgConnectOptions = bank.database.url.parse().unwrap();
     let wire = Wire::start((url.get_host().to_owned(), url.get_port()), cut).await;
     let url = url.host("127.0.0.1").port(wire.port);
-    let store = PgStore::new(PgPoolOptions::new().connect_lazy_with(url));
+    (PgPoolOptions::new().connect_lazy_with(url), wire)
+}
+
+async fn wired(bank: &Bank, runs: &Runs, policy: Policy, cut: Cut) -> (Site, Wire) {
+    let (pool, wire) = far(bank, cut).await;
+    let store = PgStore::new(pool);
     let layer = IdempotencyLayer::new(store, Scope::header("x-tenant").unwrap())
         .with_policy(policy)
         .unwrap()
@@ -153,4 +173,31 @@ async fn t3_a_commit_nobody_can_tell_of_is_a_503_and_never_runs_beside_the_old_o
     })
     .await;
     assert_eq!((bank.ledger().await, bank.records().await), (1, 1));
+}
+
+#[tokio::test]
+async fn t3_a_refusal_whose_rollback_is_not_acknowledged_is_not_recorded_and_its_key_is_free() {
+    let (bank, runs) = (Bank::start().await, Runs::free());
+    let (site, wire) = wired(&bank, &runs, policy(), Cut::Restart).await;
+    let first = paid(&site, "a", "402").await;
+    first.assert_problem(503, "transaction-conflict");
+    assert_eq!(wire.cuts.load(Ordering::SeqCst), 1);
+    assert_eq!((bank.ledger().await, bank.records().await), (0, 0));
+    let retry = paid(&site, "a", "402").await;
+    assert_eq!((retry.status.as_u16(), retry.is_replay()), (402, false));
+    assert_eq!(retry.json()["run"], 2);
+    paid(&site, "a", "402").await.assert_replay_of(&retry);
+    assert_eq!((bank.ledger().await, bank.records().await), (0, 1));
+}
+
+#[tokio::test]
+async fn t3_a_refusal_whose_rollback_is_not_acknowledged_is_run_again_where_the_policy_says() {
+    let (bank, runs) = (Bank::start().await, Runs::free());
+    let (site, wire) = wired(&bank, &runs, policy().with_reruns(1), Cut::Restart).await;
+    let refused = paid(&site, "a", "402").await;
+    assert_eq!((refused.status.as_u16(), refused.is_replay()), (402, false));
+    assert_eq!(refused.json()["run"], 2);
+    assert!(wire.cuts.load(Ordering::SeqCst) > 0);
+    paid(&site, "a", "402").await.assert_replay_of(&refused);
+    assert_eq!((bank.ledger().await, bank.records().await), (0, 1));
 }

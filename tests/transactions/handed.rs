@@ -1,15 +1,18 @@
 //! PostgreSQL: what a transaction inherits from the one whose connection it got.
 
+use std::sync::atomic::Ordering;
+
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use futures_util::future::{join, join_all};
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
 use tower_idempotency::postgres::{Tx, TxError};
 use tower_idempotency::{IdempotencyLayer, PgStore, Scope};
 
 use crate::bank::Banking;
 use crate::bank::postgres::Bank;
+use crate::cuts::{Cut, far};
 use crate::site::{Answer, Sent, Site, eventually, policy};
 
 /// What it is like, and whether it was entered in the transaction that another has left.
@@ -32,7 +35,11 @@ async fn leaves(mut tx: Tx, headers: HeaderMap) -> Result<(StatusCode, String), 
 }
 
 async fn one_at_a_time(bank: &Bank) -> Site {
-    let store = PgStore::builder(bank.pool.clone())
+    one_at_a_time_over(bank.pool.clone()).await
+}
+
+async fn one_at_a_time_over(pool: PgPool) -> Site {
+    let store = PgStore::builder(pool)
         .with_max_transactions(1)
         .unwrap()
         .build();
@@ -111,6 +118,19 @@ async fn tells(mut tx: Tx) -> Result<(StatusCode, String), TxError> {
     Ok((StatusCode::CREATED, format!("{now} {is_handed}")))
 }
 
+/// Until the commit is under way of a handler that wrote into the slow table.
+async fn commits(bank: &Bank) {
+    eventually("the commit is under way", async || {
+        let committing = "select exists (select from pg_stat_activity
+            where datname = current_database() and state = 'active' and query = 'commit and chain')";
+        sqlx::query_scalar(committing)
+            .fetch_one(&bank.pool)
+            .await
+            .unwrap()
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_is_handed_over_is_not_older_than_its_request() {
     let bank = Bank::start().await;
@@ -127,12 +147,7 @@ async fn a_transaction_that_is_handed_over_is_not_older_than_its_request() {
 
     let slow = site.send(leaving("slow", "insert into slow values (1)", "201"));
     let next = async {
-        eventually("the commit is under way", async || {
-            let committing = "select exists (select from pg_stat_activity
-                where datname = current_database() and state = 'active' and query = 'commit and chain')";
-            sqlx::query_scalar(committing).fetch_one(&bank.pool).await.unwrap()
-        })
-        .await;
+        commits(&bank).await;
         let came = sqlx::query_scalar("select clock_timestamp()::text");
         let came: String = came.fetch_one(&bank.pool).await.unwrap();
         let told = site.send(Sent::post("/now").key("next")).await;
@@ -153,6 +168,26 @@ async fn a_transaction_that_is_handed_over_is_not_older_than_its_request() {
         .await
         .unwrap();
     assert!(later, "now() is {now}, and the request came after {came}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_is_handed_over_and_cut_off_before_it_is_entered_is_begun_elsewhere() {
+    let bank = Bank::start().await;
+    sqlx::raw_sql(SLOW).execute(&bank.pool).await.unwrap();
+    let (pool, wire) = far(&bank, Cut::Restart).await;
+    let site = one_at_a_time_over(pool).await;
+    let slow = site.send(leaving("slow", "insert into slow values (1)", "201"));
+    let next = async {
+        commits(&bank).await;
+        site.send(leaving("next", "select 1", "201")).await
+    };
+    let (slow, next) = join(slow, next).await;
+    assert_eq!(slow.status, StatusCode::CREATED);
+    assert_eq!(wire.cuts.load(Ordering::SeqCst), 1);
+    assert_eq!(next.status, StatusCode::CREATED);
+    let (_, is_handed) = said(&next);
+    assert!(!is_handed);
+    assert_eq!((bank.ledger().await, bank.records().await), (2, 2));
 }
 
 /// sqlx takes the answer to what is left of it for that of the next statement.
