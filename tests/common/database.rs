@@ -17,7 +17,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::runtime::{Builder, Handle, RuntimeFlavor};
 
@@ -73,6 +73,45 @@ impl TestDatabase {
             .connect(&self.url)
             .await
             .expect("a database which was just created accepts connections")
+    }
+}
+
+/// What the README says that a service needs, and less than others have: the server does not tell it of sessions.
+/// Databases may create it at once.
+const SERVICE: &str = "
+do $$
+begin
+    create role ti_test_service nologin;
+exception
+    when duplicate_object or unique_violation then null;
+end
+$$;
+grant usage on schema idempotency to ti_test_service;
+grant select, insert, update, delete on all tables in schema idempotency to ti_test_service;
+revoke select on pg_catalog.pg_stat_activity from public";
+
+impl TestDatabase {
+    /// Connections with the rights of a service in a database that somebody else has migrated. The role cannot
+    /// log in, and stays behind.
+    ///
+    /// # Panics
+    ///
+    /// Where no roles may be created.
+    pub async fn service_pool(&self, max: u32) -> PgPool {
+        if let Err(error) = execute(&self.url, SERVICE.to_owned()).await {
+            panic!("{NEEDED}, by a superuser ({error})");
+        }
+        let options: PgConnectOptions = self.url.parse().unwrap();
+        let pool = PgPoolOptions::new()
+            .max_connections(max)
+            .acquire_timeout(PATIENCE)
+            .connect_with(options.options([("role", "ti_test_service")]))
+            .await
+            .unwrap();
+        let refused = sqlx::query("select from pg_catalog.pg_stat_activity");
+        let refused = refused.execute(&pool).await.unwrap_err();
+        assert!(refused.to_string().contains("permission denied"));
+        pool
     }
 }
 

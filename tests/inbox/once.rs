@@ -144,3 +144,15 @@ async fn under_a_stricter_isolation_the_second_delivery_fails_and_has_no_effect(
     late.rollback().await.unwrap();
     assert_eq!(fixture.effects().await, 1);
 }
+
+#[tokio::test]
+async fn a_service_needs_the_rights_that_the_readme_says_and_no_more() {
+    let fixture = Fixture::new().await;
+    let pool = fixture.database.service_pool(1).await;
+    fixture
+        .execute("grant insert on effect to ti_test_service")
+        .await;
+    assert_eq!(deliver(pool.clone(), "queue", "m1").await, Once::First);
+    assert_eq!(deliver(pool, "queue", "m1").await, Once::Duplicate);
+    assert_eq!(fixture.effects().await, 1);
+}

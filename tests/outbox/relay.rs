@@ -355,3 +355,18 @@ async fn an_interval_that_never_ends_is_refused() {
     let error = relay.with_poll_interval(Duration::MAX).unwrap_err();
     assert_eq!(error.field(), "poll_interval");
 }
+
+#[tokio::test]
+async fn a_service_needs_the_rights_that_the_readme_says_and_no_more() {
+    let mut fixture = Fixture::new().await;
+    fixture.pool = fixture.database.service_pool(4).await;
+    fixture.store = PgStore::new(fixture.pool.clone());
+    let id = fixture.commit(message("a", 1)).await;
+    let recorder = Recorder::new();
+    let handle = fixture.relay(recorder.clone()).spawn();
+    fixture.drained().await;
+    assert!(handle.shutdown(GRACE).await);
+    assert_eq!(recorder.ids(), [id]);
+    let swept = fixture.outbox().sweep(Duration::ZERO, 10).await;
+    assert_eq!(swept.unwrap(), 1);
+}

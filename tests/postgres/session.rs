@@ -9,10 +9,16 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::task::JoinSet;
 use tower::ServiceExt as _;
-use tower_idempotency::store::{Claimed, Existing, PhasedStore, TransactionalStore};
-use tower_idempotency::{IdempotencyLayer, PgStore, References, Scope, Store, StoreErrorKind};
+use tower_idempotency::store::{
+    Claimed, Existing, PhasedStore, Progress, Renewed, Step, TransactionalStore, Within,
+};
+use tower_idempotency::{
+    IdempotencyLayer, PgStore, References, Resolution, Scope, Store, StoreErrorKind,
+};
 
-use super::{Fixture, acquire, backends, claim_of, completion, request, sql, text, until};
+use super::{
+    Fixture, acquire, backends, claim_of, completion, number, renewal, request, sql, text, until,
+};
 
 /// Claims, completes and replays.
 async fn works(fixture: &Fixture) {
@@ -288,4 +294,58 @@ async fn a_shutdown_does_not_wait_for_claims_of_a_store_that_is_down() {
     let shutdown = layer.shutdown(Duration::MAX);
     let report = tokio::time::timeout(Duration::from_secs(10), shutdown).await;
     assert!(report.unwrap().unfinished.is_empty());
+}
+
+/// The README names them. The server does not even tell which sessions there are.
+#[tokio::test]
+async fn a_service_needs_the_rights_that_the_readme_says_and_no_more() {
+    let mut fixture = Fixture::new().await;
+    fixture.store = PgStore::new(fixture.database.service_pool(1).await);
+    works(&fixture).await;
+    let store = &fixture.store;
+
+    let claim = acquire(store, &request("held")).await;
+    assert_eq!(
+        store.extend(&[renewal(&claim)]).await.unwrap(),
+        [Renewed::Kept]
+    );
+    let mut references = References::default();
+    references.push("charge", "ch_1").unwrap();
+    store.hold(&claim, &references).await.unwrap();
+    let found = store.find_by_reference(Within::AllScopes, "charge", "ch_1", None, 10);
+    assert_eq!(found.await.unwrap().len(), 1);
+    assert!(store.inspect(&claim.identity).await.unwrap().is_some());
+    let held = store.list_held(None, 10).await.unwrap().remove(0);
+    let resolved = store.resolve(&held.identity, held.token, &Resolution::Release);
+    resolved.await.unwrap();
+
+    let claim = acquire(store, &request("waited for")).await;
+    let wait = store.wait_for_change(&claim.identity, Duration::from_secs(20));
+    let (_, released) = tokio::join!(wait, async {
+        until("somebody waits", async || {
+            let waited = "select count(*) from idempotency.record where waited";
+            number(&fixture.pool, waited).await == 1
+        })
+        .await;
+        store.release(&claim).await
+    });
+    released.unwrap();
+
+    let claim = acquire(store, &request("phases")).await;
+    let limit = Duration::from_secs(30);
+    let phase = store.begin_phase(&claim, limit).await.unwrap();
+    let step = Step {
+        before: Progress::default(),
+        after: Progress::from_json(Some(r#"[["ordered",1]]"#.into())).unwrap(),
+        references,
+    };
+    store.save_phase(phase, &claim, &step).await.unwrap();
+    assert!(store.progress(&claim).await.unwrap().is_some());
+
+    sql(
+        &fixture.pool,
+        "update idempotency.record set expires_at = now(), sweep_at = now(), leased_until = now()",
+    )
+    .await;
+    assert_eq!(store.delete_expired(10).await.unwrap().deleted, 2);
 }

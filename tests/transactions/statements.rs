@@ -6,8 +6,8 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::post;
 use sqlx::{PgPool, Row as _};
-use tower_idempotency::PgStore;
 use tower_idempotency::postgres::{Tx, TxError};
+use tower_idempotency::{IdempotencyLayer, PgStore, Scope};
 
 use crate::bank::postgres::Bank;
 use crate::bank::{Banking, paid};
@@ -131,4 +131,22 @@ async fn a_table_that_was_counted_while_it_was_empty_is_not_read_from_end_to_end
     let scans = scans.fetch_one(&bank.pool).await.unwrap();
     // Those of what set it up may have been told late; each request would be one more.
     assert!(scans < 10, "{scans} scans");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_needs_no_more_rights_than_the_readme_says() {
+    let (bank, runs) = (Bank::start().await, Runs::free());
+    let pool = bank.database.service_pool(1).await;
+    let grant = "grant insert on ledger to ti_test_service";
+    sqlx::raw_sql(grant).execute(&bank.pool).await.unwrap();
+    let layer = IdempotencyLayer::new(PgStore::new(pool), Scope::header("x-tenant").unwrap());
+    let layer = layer.transactional().with_policy(policy()).unwrap();
+    let site = bank.open_with(&runs, layer).await;
+    let paid_first = paid(&site, "a", "201").await;
+    paid_first.assert_run(1);
+    paid(&site, "a", "201").await.assert_replay_of(&paid_first);
+    let refused = paid(&site, "b", "402").await;
+    assert_eq!(refused.status.as_u16(), 402);
+    paid(&site, "b", "402").await.assert_replay_of(&refused);
+    assert_eq!((bank.ledger().await, bank.records().await), (1, 2));
 }
