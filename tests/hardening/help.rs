@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,9 @@ pub struct Delays {
     /// Loses the acknowledgement of one release, and lets this claim in before the next.
     pub release_then: Mutex<Option<ClaimRequest>>,
     pub complete_down: Mutex<bool>,
+    pub release_down: Mutex<bool>,
+    /// So many releases failed by that.
+    pub releases_failed: AtomicUsize,
 }
 
 async fn around<T>(
@@ -122,6 +125,10 @@ impl<S: Store + Clone> Store for Slow<S> {
         .await
     }
     async fn release(&self, claim: &Claim) -> Result<(), StoreError> {
+        if *self.delays.release_down.lock().unwrap() {
+            self.delays.releases_failed.fetch_add(1, Ordering::SeqCst);
+            return Err(StoreError::unavailable("planted"));
+        }
         let then = self.delays.release_then.lock().unwrap().take();
         self.store.release(claim).await?;
         if let Some(next) = then {
