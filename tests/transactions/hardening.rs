@@ -24,11 +24,12 @@ use crate::bank::postgres::Bank;
 use crate::bank::{Banking, Sinks, paid};
 use crate::site::{Runs, Sent, Site, policy};
 
-/// A node that dies, or goes deaf, before it can take back a claim.
+/// A node that dies, or goes deaf, before it can take back a claim, or hold what it has claimed.
 #[derive(Clone)]
 struct Dying {
     store: PgStore,
     releases: Arc<AtomicUsize>,
+    holds: Arc<AtomicUsize>,
     lookups: Arc<AtomicUsize>,
 }
 
@@ -37,6 +38,7 @@ impl Dying {
         Self {
             store,
             releases: Arc::default(),
+            holds: Arc::default(),
             lookups: Arc::default(),
         }
     }
@@ -60,8 +62,9 @@ impl Store for Dying {
         std::future::pending().await
     }
 
-    async fn hold(&self, claim: &Claim, references: &References) -> Result<(), StoreError> {
-        self.store.hold(claim, references).await
+    async fn hold(&self, _: &Claim, _: &References) -> Result<(), StoreError> {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
     }
 
     async fn extend(&self, leases: &[LeaseRenewal]) -> Result<Vec<Renewed>, StoreError> {
@@ -158,6 +161,17 @@ impl TransactionalStore for Dying {
     }
 }
 
+async fn node(bank: &Bank, runs: &Runs, dying: &Dying, policy: Policy) -> Site {
+    let layer = IdempotencyLayer::new(dying.clone(), Scope::header("x-tenant").unwrap())
+        .with_store_timeout(Duration::from_secs(1))
+        .unwrap()
+        .with_policy(policy)
+        .unwrap()
+        .transactional();
+    let routes = bank.routes(runs).route_layer(layer);
+    Site::start(routes.with_state(Sinks::default())).await
+}
+
 async fn dies_while_it_clears_an_expired_record(policy: Policy) {
     let bank = Bank::start().await;
     let runs = Runs::free();
@@ -166,14 +180,7 @@ async fn dies_while_it_clears_an_expired_record(policy: Policy) {
     bank.age(Duration::from_secs(73 * 3600)).await;
 
     let dying = Dying::new(bank.store());
-    let layer = IdempotencyLayer::new(dying.clone(), Scope::header("x-tenant").unwrap())
-        .with_store_timeout(Duration::from_secs(1))
-        .unwrap()
-        .with_policy(policy)
-        .unwrap()
-        .transactional();
-    let routes = bank.routes(&runs).route_layer(layer);
-    let dead = Site::start(routes.with_state(Sinks::default())).await;
+    let dead = node(&bank, &runs, &dying, policy).await;
     paid(&dead, "a", "201")
         .await
         .assert_problem(503, "store-unavailable");
@@ -479,6 +486,28 @@ async fn a_handler_that_commits_by_itself_and_fails_is_held() {
         again.assert_problem(409, "outcome-unknown");
     }
     assert_eq!((bank.ledger().await, runs.count()), (6, 6));
+}
+
+/// Between the claim that keeps the key and what makes it held.
+#[tokio::test]
+async fn a_handler_that_commits_by_itself_is_held_where_its_node_dies_before_it_can_be() {
+    for policy in [Policy::critical(), Policy::high(), Policy::medium()] {
+        let (bank, runs) = (Bank::start().await, Runs::free());
+        let policy = policy.with_settle_timeout(Duration::from_secs(1));
+        let dying = Dying::new(bank.store());
+        let dead = node(&bank, &runs, &dying, policy.clone()).await;
+        let ended = paid(&dead, "a", "commit 500").await;
+        ended.assert_problem(500, "transaction-ended");
+        assert!(dying.holds.load(Ordering::SeqCst) > 0);
+
+        let site = bank.open(&runs, policy).await;
+        let running = paid(&site, "a", "201").await;
+        running.assert_problem(409, "request-in-progress");
+        bank.age(Duration::from_secs(3600)).await;
+        let held = paid(&site, "a", "201").await;
+        held.assert_problem(409, "outcome-unknown");
+        assert_eq!((bank.ledger().await, runs.count()), (1, 1));
+    }
 }
 
 /// The savepoint fails, and sqlx takes it for the transaction.
