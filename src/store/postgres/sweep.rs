@@ -25,68 +25,85 @@ macro_rules! is_to_be_held {
     };
 }
 
-/// What is over is deleted, and what was lost and is to be held is held, in one walk along the index:
-/// each of two would walk over what is for the other to do. By physical place, and asked again: servers of
-/// before November 2025 do not notice that what has changed since it was found is at another place now.
-///
-/// Begins where the batch before it has ended: what is deleted stays in the index for a while, as long
-/// as anybody reads in a transaction that began before, and each batch would walk over all of it.
+/// Whence the walk goes on: where the batch before it has ended. What is deleted stays in the index for a while,
+/// as long as anybody reads in a transaction that began before, and each batch would walk over all of it.
+macro_rules! is_ahead {
+    () => {
+        "sweep_at >= coalesce('epoch'::timestamptz + $2 * interval '1 microsecond', '-infinity')"
+    };
+}
+
+/// Deletes what is over of as many records as may be swept, up to the moment of the next one. It takes two
+/// thirds of the time that [`SWEEP`] takes. Waits a moment for what somebody has locked, which is hardly ever
+/// anything.
 ///
 /// What a crash undoes is swept again, so nobody waits for the disk.
-macro_rules! sweep {
-    ($lock:expr, $patience:expr) => {
-        concat!(
-            "
+const DELETE: &str = concat!(
+    "
+with next as materialized (
+    select moment,
+        set_config('lock_timeout', '10ms', true) as patience,
+        set_config('synchronous_commit', 'off', true) as durability
+    from (
+        select sweep_at as moment
+        from idempotency.record
+        where sweep_at <= statement_timestamp() and ",
+    is_ahead!(),
+    "
+        order by sweep_at offset $1 limit 1
+    ) as record
+), deleted as (
+    delete from idempotency.record
+    where sweep_at < (select moment from next) and ",
+    is_ahead!(),
+    " and ",
+    is_over!(),
+    "
+    returning 1
+)
+select (select count(*) from deleted) as deleted, 0::int8 as held,
+    (extract(epoch from moment) * 1000000)::int8 as until, patience, durability
+from next"
+);
+
+/// What is over is deleted, and what was lost and is to be held is held, in one walk along the index that goes
+/// around what somebody has locked. What is found is locked, and so it is where it was found.
+const SWEEP: &str = concat!(
+    "
 with due as materialized (
     select max(sweep_at) as until,
         array_agg(place) filter (where not is_to_be_held) as over,
         array_agg(place) filter (where is_to_be_held) as lost,
-        set_config('lock_timeout', '",
-            $patience,
-            "', true) as patience,
+        set_config('lock_timeout', '100ms', true) as patience,
         set_config('synchronous_commit', 'off', true) as durability
     from (
         select ctid as place, sweep_at, ",
-            is_to_be_held!(),
-            " as is_to_be_held
+    is_to_be_held!(),
+    " as is_to_be_held
         from idempotency.record
-        where sweep_at <= statement_timestamp()
-            and sweep_at >= coalesce('epoch'::timestamptz + $2 * interval '1 microsecond', '-infinity')
+        where sweep_at <= statement_timestamp() and ",
+    is_ahead!(),
+    "
             and (",
-            is_over!(),
-            " or ",
-            is_to_be_held!(),
-            ")
-        order by sweep_at limit $1 ",
-            $lock,
-            "
+    is_over!(),
+    " or ",
+    is_to_be_held!(),
+    ")
+        order by sweep_at limit $1 for update skip locked
     ) as record
 ), held as (
     update idempotency.record set state = 'held', sweep_at = 'infinity'
-    where ctid = any ((select lost from due)::tid[]) and ",
-            is_to_be_held!(),
-            "
+    where ctid = any ((select lost from due)::tid[])
     returning 1
 ), deleted as (
     delete from idempotency.record
-    where ctid = any ((select over from due)::tid[]) and ",
-            is_over!(),
-            "
+    where ctid = any ((select over from due)::tid[])
     returning 1
 )
-select (select count(*) from held) as held, (select count(*) from deleted) as deleted,
+select (select count(*) from deleted) as deleted, (select count(*) from held) as held,
     (extract(epoch from until) * 1000000)::int8 as until, patience, durability
 from due"
-        )
-    };
-}
-
-/// Waits a moment for what somebody has locked. That is hardly ever anything, and to lock first what is
-/// deleted next is a quarter of the work.
-const SWEEP: &str = sweep!("", "10ms");
-
-/// Goes around it.
-const SWEEP_UNLOCKED: &str = sweep!("for update skip locked", "100ms");
+);
 
 /// The sweep that has not ended.
 #[derive(Debug, Clone, Default)]
@@ -111,29 +128,50 @@ impl PgStore {
     /// one begins anew, and finds what was locked, or has come into the way, behind this one.
     pub(super) async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
         let Walk { until, mut is_wary } = mem::take(&mut *self.sweeping.walk());
-        let sweep = |sql| self.try_run(sqlx::query(sql).bind(i64::from(limit)).bind(until));
-        let mut done = sweep(if is_wary { SWEEP_UNLOCKED } else { SWEEP }).await;
-        if !is_wary && done.as_ref().is_err_and(is_in_the_way) {
-            is_wary = true;
-            done = sweep(SWEEP_UNLOCKED).await;
+        let mut swept = Swept::default();
+        if !is_wary {
+            match self.sweep_by(DELETE, limit, until).await {
+                Ok((deleted, until)) if deleted.deleted >= u64::from(limit) => {
+                    *self.sweeping.walk() = Walk { until, is_wary };
+                    return Ok(deleted);
+                }
+                // The last batch, or one that meets what is to be held, or many records of one moment.
+                Ok((deleted, _)) => swept = deleted,
+                Err(locked) if is_in_the_way(&locked) => is_wary = true,
+                Err(other) => return Err(error(other)),
+            }
         }
-        let done = done.map_err(error)?;
+        let left = limit.saturating_sub(u32::try_from(swept.deleted).unwrap_or(limit));
+        let (rest, until) = self.sweep_by(SWEEP, left, until).await.map_err(error)?;
+        swept.deleted += rest.deleted;
+        swept.held += rest.held;
+        if swept.deleted + swept.held >= u64::from(limit) {
+            *self.sweeping.walk() = Walk { until, is_wary };
+        }
+        Ok(swept)
+    }
+
+    /// What a batch from this moment on has swept, and how far it has come.
+    async fn sweep_by(
+        &self,
+        sql: &'static str,
+        limit: u32,
+        until: Option<i64>,
+    ) -> Result<(Swept, Option<i64>), Error> {
+        let query = sqlx::query(sql).bind(i64::from(limit)).bind(until);
+        let done = self.try_run(query).await?;
         let Some(row) = done.rows.first() else {
-            return Ok(Swept::default());
+            return Ok((Swept::default(), None));
         };
         let count = |column| {
-            let count: i64 = row.try_get(column).map_err(error)?;
-            u64::try_from(count).map_err(StoreError::corrupt)
+            let count: i64 = row.try_get(column)?;
+            u64::try_from(count).map_err(|error| Error::Decode(error.into()))
         };
         let swept = Swept {
             deleted: count("deleted")?,
             held: count("held")?,
         };
-        if swept.deleted + swept.held >= u64::from(limit) {
-            let until = row.try_get("until").map_err(error)?;
-            *self.sweeping.walk() = Walk { until, is_wary };
-        }
-        Ok(swept)
+        Ok((swept, row.try_get("until")?))
     }
 }
 
