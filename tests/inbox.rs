@@ -40,7 +40,7 @@ impl Fixture {
         let fixture = Self {
             store,
             pool,
-            database: database,
+            database,
         };
         fixture.execute("create table effect (n bigint)").await;
         fixture
@@ -63,7 +63,7 @@ impl Fixture {
     /// Waits until a backend of this database waits for another transaction.
     async fn somebody_waits(&self) {
         let waiting = "select count(*) from pg_stat_activity
-            where datname = currentdatabase() and wait_event_type = 'Lock'";
+            where datname = current_database() and wait_event_type = 'Lock'";
         until("somebody waits", async || self.number(waiting).await == 1).await;
     }
 }
