@@ -85,7 +85,7 @@ impl<S: Store> Sweeper<S> {
     ///
     /// # Cancel safety
     ///
-    /// May be dropped at any time: a batch is swept in one statement, or not at all.
+    /// May be dropped at any time: what is swept stays swept, and the next sweep finds the rest.
     pub async fn run(self) {
         loop {
             match self.sweep().await {

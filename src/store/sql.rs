@@ -57,33 +57,6 @@ pub(crate) fn left(seconds: f64) -> Result<Option<Duration>, StoreError> {
     Ok(Some(left).filter(|left| !left.is_zero()))
 }
 
-/// A record that can be resumed.
-pub(crate) fn abandoned(
-    identity: Identity,
-    fingerprint: &[u8],
-    retention: f64,
-) -> Result<Abandoned, StoreError> {
-    Ok(Abandoned {
-        identity,
-        fingerprint: Fingerprint::from_bytes(fingerprint)
-            .ok_or_else(|| StoreError::corrupt("fingerprint cannot be read"))?,
-        retention: Duration::try_from_secs_f64(retention).map_err(StoreError::corrupt)?,
-    })
-}
-
-/// A damaged record must not hide the others.
-pub(crate) fn undamaged(record: Result<Abandoned, StoreError>) -> Option<Abandoned> {
-    let log = |error: &StoreError| {
-        let cause: &dyn Error = error;
-        tracing::error!(
-            error = cause,
-            source = error.source(),
-            "abandoned record is damaged"
-        );
-    };
-    record.inspect_err(log).ok()
-}
-
 /// The columns of a held record, each as far as it could be read.
 pub(crate) struct HeldRow {
     pub(crate) id: RecordId,
@@ -98,13 +71,17 @@ pub(crate) struct HeldRow {
 impl HeldRow {
     /// A damaged record must not hide the others, and is shown, with what cannot be read left out,
     /// while it can be resolved: as long as it can be named and carries a token.
-    fn show(self) -> Option<HeldRecord> {
+    pub(crate) fn show(self) -> (RecordId, Option<HeldRecord>) {
+        (self.id, self.read())
+    }
+
+    fn read(self) -> Option<HeldRecord> {
         let references = self.references;
         let references = references.and_then(|json| protocol::references(json.as_deref()));
         let claimed_at = self.claimed_at.and_then(time);
         let id = self.id;
         Some(HeldRecord {
-            identity: readable(id, self.identity)?,
+            identity: readable(id, named(id, self.identity))?,
             token: readable(id, self.token)?,
             attempt: readable(id, self.attempt).unwrap_or_default(),
             references: readable::<References>(id, references).unwrap_or_default(),
@@ -113,21 +90,62 @@ impl HeldRow {
     }
 }
 
+/// The columns of a record that can be resumed.
+pub(crate) struct AbandonedRow {
+    pub(crate) id: RecordId,
+    pub(crate) identity: Result<Identity, StoreError>,
+    pub(crate) fingerprint: Result<Vec<u8>, StoreError>,
+    /// In seconds.
+    pub(crate) retention: Result<f64, StoreError>,
+}
+
+impl AbandonedRow {
+    /// Of a damaged one, nothing can be resumed.
+    pub(crate) fn show(self) -> (RecordId, Option<Abandoned>) {
+        (self.id, self.read())
+    }
+
+    fn read(self) -> Option<Abandoned> {
+        let id = self.id;
+        let fingerprint = self.fingerprint.and_then(|bytes| {
+            Fingerprint::from_bytes(&bytes)
+                .ok_or_else(|| StoreError::corrupt("fingerprint cannot be read"))
+        });
+        let retention = self
+            .retention
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).map_err(StoreError::corrupt));
+        Some(Abandoned {
+            identity: readable(id, named(id, self.identity))?,
+            fingerprint: readable(id, fingerprint)?,
+            retention: readable(id, retention)?,
+        })
+    }
+}
+
 /// Those of a page that can be shown. Where none can, what follows it is to be read, after this id: an empty
 /// page says that there is nothing more.
-pub(crate) fn shown(page: Vec<HeldRow>) -> Result<Vec<HeldRecord>, RecordId> {
-    let last = page.last().map(|row| row.id);
-    let shown: Vec<_> = page.into_iter().filter_map(HeldRow::show).collect();
+pub(crate) fn shown<T>(page: Vec<(RecordId, Option<T>)>) -> Result<Vec<T>, RecordId> {
+    let last = page.last().map(|(id, _)| *id);
+    let shown: Vec<_> = page.into_iter().filter_map(|(_, shown)| shown).collect();
     match last {
         Some(last) if shown.is_empty() => Err(last),
         _ => Ok(shown),
     }
 }
 
+/// Whoever walks over the pages goes on after the id of these names.
+fn named(id: RecordId, identity: Result<Identity, StoreError>) -> Result<Identity, StoreError> {
+    let identity = identity?;
+    if identity.id() == id {
+        return Ok(identity);
+    }
+    Err(StoreError::corrupt("the id is not that of the names"))
+}
+
 fn readable<T>(id: RecordId, column: Result<T, StoreError>) -> Option<T> {
     let log = |error: &StoreError| {
         let cause: &dyn Error = error;
-        tracing::error!(%id, error = cause, source = error.source(), "held record is damaged");
+        tracing::error!(%id, error = cause, source = error.source(), "record is damaged");
     };
     column.inspect_err(log).ok()
 }

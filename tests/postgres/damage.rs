@@ -1,6 +1,8 @@
 //! Records that cannot be read, or are not what they seem.
 
-use tower_idempotency::store::{ClaimRequest, Claimed, Completion, Existing, Resolution, Within};
+use tower_idempotency::store::{
+    ClaimRequest, Claimed, Completion, Existing, PhasedStore, Resolution, Within,
+};
 use tower_idempotency::{Identity, RecordId, References, Store, StoreErrorKind};
 
 use super::{Fixture, acquire, completion, request, sql};
@@ -78,6 +80,49 @@ async fn a_held_record_that_cannot_be_read_hides_no_other_and_can_be_resolved() 
         let free = Resolution::Release;
         let resolved = fixture.store.resolve(&held.identity, held.token, &free);
         resolved.await.unwrap();
+    }
+}
+
+/// Nor one whose id is of other names: whoever asks for what follows it names that of these.
+#[tokio::test]
+async fn a_page_of_records_that_cannot_be_read_is_not_the_end() {
+    let operations = ["POST /charges".to_owned()];
+    for (state, damage) in [
+        ("running", r"fingerprint = '\xff'"),
+        ("running", "key = 'other' || key"),
+        ("held", "key = 'other' || key"),
+    ] {
+        let fixture = Fixture::new().await;
+        for key in ["1", "2", "3", "4", "5"] {
+            acquire(&fixture.store, &request(key)).await;
+        }
+        let damage = format!(
+            "update idempotency.record set state = '{state}', progress = '[[\"paid\",1]]',
+                leased_until = now(), sweep_at = case '{state}' when 'held' then 'infinity' else sweep_at end;
+            update idempotency.record set {damage}
+            where id <> (select id from idempotency.record order by id desc limit 1)"
+        );
+        sql(&fixture.pool, &damage).await;
+        let list = async |after, limit| -> Vec<_> {
+            let store = &fixture.store;
+            if state == "held" {
+                let held = store.list_held(after, limit).await.unwrap();
+                return held.iter().map(|held| held.identity.id()).collect();
+            }
+            let abandoned = store
+                .list_abandoned(&operations, after, limit)
+                .await
+                .unwrap();
+            abandoned
+                .iter()
+                .map(|abandoned| abandoned.identity.id())
+                .collect()
+        };
+        for limit in 1..=5 {
+            let listed = list(None, limit).await;
+            assert_eq!(listed.len(), 1, "{damage} {limit}");
+            assert!(list(Some(listed[0]), limit).await.is_empty());
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whatever the server, the database and the application are set to.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -320,6 +320,7 @@ async fn a_service_needs_the_rights_that_the_readme_says_and_no_more() {
     resolved.await.unwrap();
 
     let claim = acquire(store, &request("waited for")).await;
+    let began = Instant::now();
     let wait = store.wait_for_change(&claim.identity, Duration::from_secs(20));
     let (_, released) = tokio::join!(wait, async {
         until("somebody waits", async || {
@@ -330,6 +331,10 @@ async fn a_service_needs_the_rights_that_the_readme_says_and_no_more() {
         store.release(&claim).await
     });
     released.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "it was not woken"
+    );
 
     let claim = acquire(store, &request("phases")).await;
     let limit = Duration::from_secs(30);

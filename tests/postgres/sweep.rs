@@ -246,10 +246,11 @@ async fn a_sweep_ends_when_nothing_is_left_to_delete_or_to_hold() {
     );
 }
 
+/// By the statement of a batch that is followed by more, and by that of the last one.
 #[tokio::test]
 async fn a_sweep_does_not_wait_for_the_disk() {
     let fixture = Fixture::new().await;
-    fill(&fixture, 1).await;
+    fill(&fixture, 5).await;
     // A deferred trigger sees what the commit does.
     sql(
         &fixture.pool,
@@ -260,12 +261,52 @@ async fn a_sweep_does_not_wait_for_the_disk() {
         deferrable initially deferred for each row execute function note()",
     )
     .await;
-    assert_eq!(fixture.store.delete_expired(10).await.unwrap().deleted, 1);
-    assert_eq!(text(&fixture.pool, "select setting from seen").await, "off");
+    let settings = "select string_agg(setting, ' ' order by setting) from seen";
+    assert_eq!(fixture.store.delete_expired(4).await.unwrap().deleted, 4);
+    assert_eq!(text(&fixture.pool, settings).await, "off off off off");
+    assert_eq!(fixture.store.delete_expired(4).await.unwrap().deleted, 1);
+    assert_eq!(text(&fixture.pool, settings).await, "off off off off off");
     let claim = acquire(&fixture.store, &request("key")).await;
     fixture.store.release(&claim).await.unwrap();
-    let settings = "select string_agg(setting, ' ' order by setting) from seen";
-    assert_eq!(text(&fixture.pool, settings).await, "off on");
+    assert_eq!(
+        text(&fixture.pool, settings).await,
+        "off off off off off on"
+    );
+}
+
+/// In batches that are followed by more, and in the last one.
+#[tokio::test]
+async fn a_sweep_takes_nothing_that_is_not_over() {
+    const KINDS: &str = "update idempotency.record set
+        state = case key::int % 7 when 0 then 'completed' when 1 then 'completed' when 6 then 'held' else 'running' end,
+        lost = case when key::int % 7 in (4, 5) then 'hold' else 'rerun' end,
+        expires_at = expires_at + case key::int % 7 when 1 then interval '1 day' else interval '0' end,
+        leased_until = leased_until + case when key::int % 7 in (2, 4) then interval '1 day' else interval '0' end,
+        sweep_at = case key::int % 7 when 6 then 'infinity' else sweep_at end";
+    for batch in [3, 10, 140] {
+        let fixture = Fixture::new().await;
+        fill(&fixture, 70).await;
+        sql(&fixture.pool, KINDS).await;
+        let mut swept = Swept::default();
+        for _ in 0..70 {
+            let round = fixture.store.delete_expired(batch).await.unwrap();
+            assert!(round.deleted + round.held <= u64::from(batch));
+            swept.deleted += round.deleted;
+            swept.held += round.held;
+        }
+        let all = Swept {
+            deleted: 20,
+            held: 10,
+        };
+        assert_eq!(swept, all, "{batch}");
+        let left = "select string_agg(kind || state || count, ' ' order by kind) from (
+            select key::int % 7 as kind, state, count(*) from idempotency.record group by 1, 2) as kinds";
+        assert_eq!(
+            text(&fixture.pool, left).await,
+            "1completed10 2running10 4running10 5held10 6held10",
+            "{batch}"
+        );
+    }
 }
 
 #[test]

@@ -149,6 +149,7 @@ pub(super) fn pooled_begin(settings: &PgStoreBuilder) -> SqlStr {
         set local statement_timeout = '{timeout}';
         set local lock_timeout = '{LOCK_TIMEOUT}';
         set local idle_in_transaction_session_timeout = '{timeout}';
+        set local jit = off;
         select set_config('synchronous_commit', 'on', true)
         where current_setting('synchronous_commit') = 'off'"
     );

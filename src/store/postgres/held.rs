@@ -77,7 +77,7 @@ impl PgStore {
                 .bind(after.map(PgUuid::from))
                 .bind(i64::from(limit.min(MAX_PAGE)));
             let rows = self.run(query).await?.rows;
-            let page: Result<_, _> = rows.iter().map(read_held).collect();
+            let page: Result<_, _> = rows.iter().map(|row| Ok(read_held(row)?.show())).collect();
             match shown(page?) {
                 Ok(held) => return Ok(held),
                 Err(last) => after = Some(last),

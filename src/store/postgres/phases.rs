@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Postgres, Row as _, Transaction};
 
 use super::PgStore;
@@ -13,7 +14,7 @@ use crate::store::lent;
 use crate::store::phases::{Abandoned, PhasedStore, Step};
 use crate::store::progress::Progress;
 use crate::store::protocol::{self, MAX_PAGE};
-use crate::store::sql::{abandoned, undamaged};
+use crate::store::sql::{AbandonedRow, shown};
 use crate::store::{Claim, CommitError, StoreError};
 
 /// The [phases](crate::store::Phases) of a leased route on a [`PgStore`].
@@ -77,7 +78,7 @@ where id = $1 and token = $2 and state = 'running' for share";
 
 /// By the index of what has progress, which answered records have not.
 const LIST_ABANDONED: &str = "
-select scope, operation, key, fingerprint,
+select id, scope, operation, key, fingerprint,
     date_part('epoch', expires_at - claimed_at) as retention
 from idempotency.record
 where progress is not null and state = 'running' and lost = 'rerun'
@@ -130,22 +131,35 @@ impl PhasedStore for PgStore {
     async fn list_abandoned(
         &self,
         operations: &[String],
-        after: Option<RecordId>,
+        mut after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<Abandoned>, StoreError> {
-        let query = sqlx::query(LIST_ABANDONED)
-            .bind(operations)
-            .bind(after.map(PgUuid::from))
-            .bind(i64::from(limit.min(MAX_PAGE)));
-        let rows = self.run(query).await?.rows;
-        let abandoned = rows.iter().map(|row| {
-            let fingerprint: Vec<u8> = row.try_get("fingerprint").map_err(lent::error)?;
-            let retention = row.try_get("retention").map_err(lent::error)?;
-            let identity = identity(row).map_err(lent::error)?;
-            abandoned(identity, &fingerprint, retention)
-        });
-        Ok(abandoned.filter_map(undamaged).collect())
+        loop {
+            let query = sqlx::query(LIST_ABANDONED)
+                .bind(operations)
+                .bind(after.map(PgUuid::from))
+                .bind(i64::from(limit.min(MAX_PAGE)));
+            let rows = self.run(query).await?.rows;
+            let page: Result<_, _> = rows
+                .iter()
+                .map(|row| Ok(read_abandoned(row)?.show()))
+                .collect();
+            match shown(page?) {
+                Ok(abandoned) => return Ok(abandoned),
+                Err(last) => after = Some(last),
+            }
+        }
     }
+}
+
+fn read_abandoned(row: &PgRow) -> Result<AbandonedRow, StoreError> {
+    let id: PgUuid = row.try_get("id").map_err(lent::error)?;
+    Ok(AbandonedRow {
+        id: RecordId::from_bytes(id.0),
+        identity: identity(row).map_err(lent::error),
+        fingerprint: row.try_get("fingerprint").map_err(lent::error),
+        retention: row.try_get("retention").map_err(lent::error),
+    })
 }
 
 async fn save(

@@ -33,8 +33,8 @@ macro_rules! is_ahead {
     };
 }
 
-/// Deletes what is over of as many records as may be swept, up to the moment of the next one. It takes two
-/// thirds of the time that [`SWEEP`] takes. Waits a moment for what somebody has locked, which is hardly ever
+/// Deletes what is over of as many records as may be swept, up to the moment of the next one. Where more is left
+/// than fits into a batch, it takes three quarters of the time that [`SWEEP`] takes. Waits a moment for what somebody has locked, which is hardly ever
 /// anything.
 ///
 /// What a crash undoes is swept again, so nobody waits for the disk.
@@ -142,7 +142,12 @@ impl PgStore {
             }
         }
         let left = limit.saturating_sub(u32::try_from(swept.deleted).unwrap_or(limit));
-        let (rest, until) = self.sweep_by(SWEEP, left, until).await.map_err(error)?;
+        let (rest, until) = match self.sweep_by(SWEEP, left, until).await {
+            Ok(rest) => rest,
+            // It stays swept, and the next sweep will hear of the error.
+            Err(_) if swept.deleted > 0 => return Ok(swept),
+            Err(other) => return Err(error(other)),
+        };
         swept.deleted += rest.deleted;
         swept.held += rest.held;
         if swept.deleted + swept.held >= u64::from(limit) {

@@ -1,8 +1,10 @@
 use std::time::Duration;
 
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Executor, Row as _, Sqlite, Transaction};
 
 use super::SqliteStore;
+use super::records::uuid;
 use super::settle::{fenced, identity};
 use super::transaction::{ENTER, LEAVE, begin, refused, settled};
 use crate::extract::References;
@@ -11,7 +13,7 @@ use crate::store::lent;
 use crate::store::phases::{Abandoned, PhasedStore, Step};
 use crate::store::progress::Progress;
 use crate::store::protocol::{self, MAX_PAGE};
-use crate::store::sql::{abandoned, undamaged};
+use crate::store::sql::{AbandonedRow, shown};
 use crate::store::{Claim, CommitError, StoreError};
 
 /// The [phases](crate::store::Phases) of a leased route on a [`SqliteStore`]. All writers of the file
@@ -82,7 +84,7 @@ where id = ?1 and token = ?2 and state = 'running'";
 
 /// By the index of what has progress, which answered records have not. The names are a JSON array.
 const LIST_ABANDONED: &str = "
-select scope, operation, key, fingerprint, expires_at - claimed_at as retention
+select id, scope, operation, key, fingerprint, expires_at - claimed_at as retention
 from idempotency_record
 where progress is not null and state = 'running' and lost = 'rerun'
     and leased_until <= unixepoch('subsec') and expires_at > unixepoch('subsec')
@@ -138,22 +140,34 @@ impl PhasedStore for SqliteStore {
     async fn list_abandoned(
         &self,
         operations: &[String],
-        after: Option<RecordId>,
+        mut after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<Abandoned>, StoreError> {
-        let query = sqlx::query(LIST_ABANDONED)
-            .bind(serde_json::json!(operations).to_string())
-            .bind(after.map(|id| id.as_bytes().to_vec()))
-            .bind(limit.min(MAX_PAGE));
-        let mut connection = self.connection().await?;
-        let result = query.fetch_all(&mut *connection).await;
-        let rows = connection.finish(result)?;
-        let abandoned = rows.iter().map(|row| {
-            let fingerprint: Vec<u8> = row.try_get("fingerprint").map_err(lent::error)?;
-            let retention = row.try_get("retention").map_err(lent::error)?;
-            let identity = identity(row).map_err(lent::error)?;
-            abandoned(identity, &fingerprint, retention)
-        });
-        Ok(abandoned.filter_map(undamaged).collect())
+        loop {
+            let query = sqlx::query(LIST_ABANDONED)
+                .bind(serde_json::json!(operations).to_string())
+                .bind(after.map(|id| id.as_bytes().to_vec()))
+                .bind(limit.min(MAX_PAGE));
+            let mut connection = self.connection().await?;
+            let result = query.fetch_all(&mut *connection).await;
+            let rows = connection.finish(result)?;
+            let page: Result<_, _> = rows
+                .iter()
+                .map(|row| Ok(read_abandoned(row)?.show()))
+                .collect();
+            match shown(page?) {
+                Ok(abandoned) => return Ok(abandoned),
+                Err(last) => after = Some(last),
+            }
+        }
     }
+}
+
+fn read_abandoned(row: &SqliteRow) -> Result<AbandonedRow, StoreError> {
+    Ok(AbandonedRow {
+        id: RecordId::from_bytes(uuid(row, "id")?),
+        identity: identity(row).map_err(lent::error),
+        fingerprint: row.try_get("fingerprint").map_err(lent::error),
+        retention: row.try_get("retention").map_err(lent::error),
+    })
 }

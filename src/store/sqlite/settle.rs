@@ -109,7 +109,7 @@ impl SqliteStore {
             let mut connection = self.connection().await?;
             let result = query.fetch_all(&mut *connection).await;
             let rows = connection.finish(result)?;
-            let page: Result<_, _> = rows.iter().map(read_held).collect();
+            let page: Result<_, _> = rows.iter().map(|row| Ok(read_held(row)?.show())).collect();
             match shown(page?) {
                 Ok(held) => return Ok(held),
                 Err(last) => after = Some(last),
