@@ -60,7 +60,7 @@ pub trait PhasedStore: TransactionalStore {
 
     /// Records of these operations that have progress, whose lease is over, and that are to be run
     /// again: in the order of their ids, at most `limit` and never more than 1,000, beginning after
-    /// an id.
+    /// an id. A page may be short of them; an empty one says that there are no more.
     fn list_abandoned(
         &self,
         operations: &[String],

@@ -122,14 +122,23 @@ impl AbandonedRow {
     }
 }
 
-/// Those of a page that can be shown. Where none can, what follows it is to be read, after this id: an empty
-/// page says that there is nothing more.
-pub(crate) fn shown<T>(page: Vec<(RecordId, Option<T>)>) -> Result<Vec<T>, RecordId> {
-    let last = page.last().map(|(id, _)| *id);
-    let shown: Vec<_> = page.into_iter().filter_map(|(_, shown)| shown).collect();
-    match last {
-        Some(last) if shown.is_empty() => Err(last),
-        _ => Ok(shown),
+/// What can be shown of a page of records behind an id, or of the next one where nothing of it can: an empty page
+/// says that there is nothing more.
+pub(crate) async fn shown<T, F>(
+    mut after: Option<RecordId>,
+    read: impl Fn(Option<RecordId>) -> F,
+) -> Result<Vec<T>, StoreError>
+where
+    F: Future<Output = Result<Vec<(RecordId, Option<T>)>, StoreError>>,
+{
+    loop {
+        let page = read(after).await?;
+        let last = page.last().map(|(id, _)| *id);
+        let shown: Vec<_> = page.into_iter().filter_map(|(_, shown)| shown).collect();
+        if last.is_none() || !shown.is_empty() {
+            return Ok(shown);
+        }
+        after = last;
     }
 }
 

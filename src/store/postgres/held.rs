@@ -69,20 +69,17 @@ impl PgStore {
 
     pub(super) async fn select_held(
         &self,
-        mut after: Option<RecordId>,
+        after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
-        loop {
+        let read = |after: Option<RecordId>| async move {
             let query = sqlx::query(LIST_HELD)
                 .bind(after.map(PgUuid::from))
                 .bind(i64::from(limit.min(MAX_PAGE)));
             let rows = self.run(query).await?.rows;
-            let page: Result<_, _> = rows.iter().map(|row| Ok(read_held(row)?.show())).collect();
-            match shown(page?) {
-                Ok(held) => return Ok(held),
-                Err(last) => after = Some(last),
-            }
-        }
+            rows.iter().map(|row| Ok(read_held(row)?.show())).collect()
+        };
+        shown(after, read).await
     }
 }
 

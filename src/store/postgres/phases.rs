@@ -131,24 +131,20 @@ impl PhasedStore for PgStore {
     async fn list_abandoned(
         &self,
         operations: &[String],
-        mut after: Option<RecordId>,
+        after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<Abandoned>, StoreError> {
-        loop {
+        let read = |after: Option<RecordId>| async move {
             let query = sqlx::query(LIST_ABANDONED)
                 .bind(operations)
                 .bind(after.map(PgUuid::from))
                 .bind(i64::from(limit.min(MAX_PAGE)));
             let rows = self.run(query).await?.rows;
-            let page: Result<_, _> = rows
-                .iter()
+            rows.iter()
                 .map(|row| Ok(read_abandoned(row)?.show()))
-                .collect();
-            match shown(page?) {
-                Ok(abandoned) => return Ok(abandoned),
-                Err(last) => after = Some(last),
-            }
-        }
+                .collect()
+        };
+        shown(after, read).await
     }
 }
 

@@ -140,10 +140,10 @@ impl PhasedStore for SqliteStore {
     async fn list_abandoned(
         &self,
         operations: &[String],
-        mut after: Option<RecordId>,
+        after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<Abandoned>, StoreError> {
-        loop {
+        let read = |after: Option<RecordId>| async move {
             let query = sqlx::query(LIST_ABANDONED)
                 .bind(serde_json::json!(operations).to_string())
                 .bind(after.map(|id| id.as_bytes().to_vec()))
@@ -151,15 +151,11 @@ impl PhasedStore for SqliteStore {
             let mut connection = self.connection().await?;
             let result = query.fetch_all(&mut *connection).await;
             let rows = connection.finish(result)?;
-            let page: Result<_, _> = rows
-                .iter()
+            rows.iter()
                 .map(|row| Ok(read_abandoned(row)?.show()))
-                .collect();
-            match shown(page?) {
-                Ok(abandoned) => return Ok(abandoned),
-                Err(last) => after = Some(last),
-            }
-        }
+                .collect()
+        };
+        shown(after, read).await
     }
 }
 

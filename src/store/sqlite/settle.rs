@@ -99,22 +99,19 @@ impl SqliteStore {
 
     pub(super) async fn select_held(
         &self,
-        mut after: Option<RecordId>,
+        after: Option<RecordId>,
         limit: u32,
     ) -> Result<Vec<HeldRecord>, StoreError> {
-        loop {
+        let read = |after: Option<RecordId>| async move {
             let query = sqlx::query(LIST_HELD)
                 .bind(after.map(|id| id.as_bytes().to_vec()))
                 .bind(limit.min(MAX_PAGE));
             let mut connection = self.connection().await?;
             let result = query.fetch_all(&mut *connection).await;
             let rows = connection.finish(result)?;
-            let page: Result<_, _> = rows.iter().map(|row| Ok(read_held(row)?.show())).collect();
-            match shown(page?) {
-                Ok(held) => return Ok(held),
-                Err(last) => after = Some(last),
-            }
-        }
+            rows.iter().map(|row| Ok(read_held(row)?.show())).collect()
+        };
+        shown(after, read).await
     }
 
     /// What is to be held comes when nothing is left to delete: looking for it, each batch would else
