@@ -35,7 +35,7 @@ pub(crate) struct Shared<S> {
     pub(crate) hook: SpawnHook,
 }
 
-/// What all layers made from one [`IdempotencyLayer::new`] have in common.
+/// What all layers made from one [`new`](crate::IdempotencyLayer::new) have in common.
 pub(crate) struct Core<S> {
     pub(crate) store: Arc<S>,
     pub(crate) running: Arc<Running>,

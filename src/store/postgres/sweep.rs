@@ -34,8 +34,8 @@ macro_rules! is_ahead {
 }
 
 /// Deletes what is over of as many records as may be swept, up to the moment of the next one. Where more is left
-/// than fits into a batch, it takes three quarters of the time that [`SWEEP`] takes. Waits a moment for what somebody has locked, which is hardly ever
-/// anything.
+/// than fits into a batch, it takes three quarters of the time that [`SWEEP`] takes. Waits a moment for what
+/// somebody has locked, which is hardly ever anything.
 ///
 /// What a crash undoes is swept again, so nobody waits for the disk.
 const DELETE: &str = concat!(
