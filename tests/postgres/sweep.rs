@@ -135,6 +135,26 @@ async fn a_sweep_goes_around_what_was_claimed_again_in_the_stricter_sessions_of_
     left_alone_once_claimed_again(&fixture, store).await;
 }
 
+/// Of four, two are deleted by one statement, and the next, which is to hold the second, fails.
+#[tokio::test]
+async fn what_a_sweep_has_deleted_is_told_where_it_fails_after_that() {
+    let fixture = Fixture::new().await;
+    fill(&fixture, 4).await;
+    let refuse = "update idempotency.record set state = 'running', lost = 'hold' where key = '2';
+        create function refuse() returns trigger language plpgsql as $$
+        begin raise exception 'planted'; end $$;
+        create trigger refuse before update on idempotency.record
+        for each row execute function refuse()";
+    sql(&fixture.pool, refuse).await;
+    let swept = fixture.store.delete_expired(3).await.unwrap();
+    assert_eq!((swept.deleted, swept.held), (2, 0));
+    let left = "select string_agg(key, ' ' order by key) from idempotency.record";
+    assert_eq!(text(&fixture.pool, left).await, "2 4");
+    let failed = fixture.store.delete_expired(3).await.unwrap_err();
+    let cause = std::error::Error::source(&failed).map(ToString::to_string);
+    assert!(cause.is_some_and(|cause| cause.contains("planted")));
+}
+
 /// However many records share a moment, and whatever is to be held among them.
 #[tokio::test]
 async fn a_batch_takes_no_more_than_it_may() {

@@ -134,7 +134,7 @@ async fn a_table_that_was_counted_while_it_was_empty_is_not_read_from_end_to_end
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_needs_no_more_rights_than_the_readme_says() {
+async fn a_service_needs_the_rights_that_the_readme_says_and_no_more() {
     let (bank, runs) = (Bank::start().await, Runs::free());
     let pool = bank.database.service_pool(1).await;
     let grant = "grant insert on ledger to ti_test_service";
@@ -142,9 +142,9 @@ async fn a_service_needs_no_more_rights_than_the_readme_says() {
     let layer = IdempotencyLayer::new(PgStore::new(pool), Scope::header("x-tenant").unwrap());
     let layer = layer.transactional().with_policy(policy()).unwrap();
     let site = bank.open_with(&runs, layer).await;
-    let paid_first = paid(&site, "a", "201").await;
-    paid_first.assert_run(1);
-    paid(&site, "a", "201").await.assert_replay_of(&paid_first);
+    let first = paid(&site, "a", "201").await;
+    first.assert_run(1);
+    paid(&site, "a", "201").await.assert_replay_of(&first);
     let refused = paid(&site, "b", "402").await;
     assert_eq!(refused.status.as_u16(), 402);
     paid(&site, "b", "402").await.assert_replay_of(&refused);
